@@ -1,0 +1,48 @@
+"""Gradients of the fast weights' inner loss in plain PyTorch: the twin that every fused version is tested against."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import silu
+
+
+def inner_objective(weights: tuple[Tensor, Tensor, Tensor], keys: Tensor, values: Tensor) -> Tensor:
+    """⟨f_W(k), v⟩ of each token, [..., L]; the inner loss is its negative, weighted by learning rates and summed.
+
+    Args:
+        weights: W0 [..., dh, d], W1 [..., d, dh], W2 [..., dh, d].
+        keys: k [..., L, d].
+        values: v [..., L, d].
+    """
+    w0, w1, w2 = weights
+    return (((silu(keys @ w0.mT) * (keys @ w2.mT)) @ w1.mT) * values).sum(-1)
+
+
+def fast_weight_gradients(
+    weights: tuple[Tensor, Tensor, Tensor], keys: Tensor, values: Tensor, learning_rates: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Ascent directions of Σ_t η_t ⟨f_W(k_t), v_t⟩ for f_W(x) = W1 (SiLU(W0 x) ⊙ (W2 x)), written out by hand.
+
+    With g = W0 k, u = W2 k, s = σ(g), d = W1ᵀ v:
+    ∇W1 = Σ η1 v (SiLU(g) ⊙ u)ᵀ, ∇W2 = Σ η2 (d ⊙ SiLU(g)) kᵀ, ∇W0 = Σ η0 (d ⊙ u ⊙ s (1 + g (1 − s))) kᵀ
+    (LaCT, arXiv 2505.23884, appendix). Padded tokens need η = 0 and finite k and v: 0 · NaN is NaN.
+
+    Args:
+        weights: W0 [..., dh, d], W1 [..., d, dh], W2 [..., dh, d].
+        keys: k [..., L, d].
+        values: v [..., L, d].
+        learning_rates: η [..., L, 3], for W0, W1 and W2 in this order.
+
+    Returns:
+        (∇W0, ∇W1, ∇W2), shaped as the weights with the batch dimensions of the tokens.
+    """
+    w0, w1, w2 = weights
+    rate0, rate1, rate2 = learning_rates[..., None].unbind(-2)  # each [..., L, 1]
+    gate, up, down = keys @ w0.mT, keys @ w2.mT, values @ w1  # each [..., L, dh]
+    sigmoid = torch.sigmoid(gate)
+    activated = gate * sigmoid
+    gradient0 = (down * up * sigmoid * (1 + gate * (1 - sigmoid))).mT @ (rate0 * keys)
+    gradient1 = (rate1 * values).mT @ (activated * up)
+    gradient2 = (down * activated).mT @ (rate2 * keys)
+    return gradient0, gradient1, gradient2

@@ -1,0 +1,42 @@
+"""Speech recognition with test-time training: LaCT fast weights on a Wav2Vec2 front end.
+
+The public names load on first use, so that commands answer `--help` without importing PyTorch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lact_asr.configuration_hybrid_asr import HybridASRConfig
+    from lact_asr.modeling_hybrid_asr import HybridASRForCTC
+    from lact_asr.processing_hybrid_asr import HybridASRProcessor
+
+__all__ = ["HybridASRConfig", "HybridASRForCTC", "HybridASRProcessor"]
+
+_MODULES = {
+    "HybridASRConfig": "lact_asr.configuration_hybrid_asr",
+    "HybridASRForCTC": "lact_asr.modeling_hybrid_asr",
+    "HybridASRProcessor": "lact_asr.processing_hybrid_asr",
+}
+
+
+def __getattr__(name: str):
+    if name not in _MODULES:
+        raise AttributeError(f"module 'lact_asr' has no attribute {name!r}")
+    _register_auto_classes()
+    return getattr(importlib.import_module(_MODULES[name]), name)
+
+
+def _register_auto_classes() -> None:
+    """Let AutoConfig, AutoModelForCTC and AutoProcessor find the classes by the model type "hybrid_asr"."""
+    from transformers import AutoConfig, AutoModelForCTC, AutoProcessor
+
+    from lact_asr.configuration_hybrid_asr import HybridASRConfig
+    from lact_asr.modeling_hybrid_asr import HybridASRForCTC
+    from lact_asr.processing_hybrid_asr import HybridASRProcessor
+
+    AutoConfig.register(HybridASRConfig.model_type, HybridASRConfig, exist_ok=True)
+    AutoModelForCTC.register(HybridASRConfig, HybridASRForCTC, exist_ok=True)
+    AutoProcessor.register(HybridASRConfig, HybridASRProcessor, exist_ok=True)

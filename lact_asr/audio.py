@@ -1,0 +1,216 @@
+"""Reading recordings: any rate, channel count and container that libsndfile knows becomes float32 mono at 16 kHz.
+
+Every way in which a file can be unusable ends in one `InputError` sentence that names the file; nothing is repaired
+silently. libsndfile reads a shortened recording without complaint in several containers, so truncation is looked for
+here: FLAC fails to decode; MP3 delivers fewer samples than its header promises; WAV, AIFF, AU, W64 and RF64 headers
+claim more bytes than the file has; Ogg (Opus, Vorbis) ends inside a page. An Ogg stream that ends between two pages
+is accepted even without its end-of-stream mark, as RFC 7845 section 4 asks: live recorders leave that mark out.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+
+from lact_asr.errors import InputError
+
+SAMPLE_RATE_HZ = 16_000
+MIN_SAMPLES = 400
+"""Samples at 16 kHz that the convolutional front end needs for its first frame (25 ms)."""
+
+AUDIO_EXTENSIONS = frozenset(
+    {".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".aifc", ".au", ".caf", ".w64", ".rf64", ".sph"}
+)
+
+_CONTAINER_MAGIC = (b"RIFF", b"RF64", b"fLaC", b"OggS", b"FORM", b"caff", b"riff", b".snd", b"ID3", b"NIST")
+# Size fields of libsndfile's header log that contradict the file: "data : 96000 (should be 47978)".
+_CLAIMED_SIZE = re.compile(r"^\s*(data|SSND|Data Size|riff|Riff size)\s*:\s*(\d+) \(should be (\d+)\)", re.MULTILINE)
+# Programs that write WAV into a pipe do not know its size: they claim about 2 or 4 GiB, and readers take what is there.
+_OPEN_ENDED_BYTES = 0x7FFF_0000
+_SIZED_FORMATS = frozenset({"WAV", "WAVEX", "AIFF", "AU", "W64", "RF64"})
+_MAX_OGG_PAGE_BYTES = 27 + 255 + 255 * 255
+# MP3 headers without the encoder's delay count whole frames of 1,152 samples: a few missing ones are not truncation.
+_MP3_SLACK_FRAMES, _MP3_SLACK_FRACTION = 4 * 1152, 0.02
+
+
+@dataclass(frozen=True)
+class AudioHeader:
+    """What a recording's header says: frames (samples of one channel at the file's own rate), rate in Hz, channels."""
+
+    num_frames: int
+    sample_rate_hz: int
+    num_channels: int
+
+    @property
+    def duration_seconds(self) -> float:
+        """Length of the recording in seconds."""
+        return self.num_frames / self.sample_rate_hz
+
+
+def read_audio(
+    path: str | os.PathLike, start_seconds: float = 0.0, duration_seconds: float | None = None
+) -> np.ndarray:
+    """Read a recording, or a part of it, as the model takes it.
+
+    Channels are averaged; other rates are converted with soxr's high-quality polyphase filter.
+
+    Args:
+        path: the audio file.
+        start_seconds: where to begin.
+        duration_seconds: how much to read; None reads to the end.
+
+    Returns:
+        float32 array [samples], mono, 16 kHz, nominally within [-1, 1].
+
+    Raises:
+        InputError: no such file, a folder, empty, not audio, truncated or damaged, without samples, with NaN or
+            infinite samples, a part that lies outside of the recording, or fewer than `MIN_SAMPLES` samples at 16
+            kHz.
+    """
+    path = Path(path)
+    with _open(path) as sound:
+        _check_claimed_size(path, sound)
+        start_frame, num_frames = _frame_range(path, sound, start_seconds, duration_seconds)
+        frames = _decode(path, sound, start_frame, num_frames)
+        sample_rate_hz = sound.samplerate
+    samples = frames[:, 0] if frames.shape[1] == 1 else frames.mean(axis=1, dtype=np.float32)
+    if not np.isfinite(samples).all():
+        bad = int(samples.size - np.isfinite(samples).sum())
+        raise InputError(f"{path} holds {bad} samples that are not finite numbers (NaN or infinity), of {samples.size}")
+    if sample_rate_hz != SAMPLE_RATE_HZ:
+        samples = soxr.resample(samples, sample_rate_hz, SAMPLE_RATE_HZ, quality="HQ")
+    if samples.size < MIN_SAMPLES:
+        raise InputError(
+            f"{path} is too short: {samples.size} samples at 16 kHz, one frame needs {MIN_SAMPLES} (25 milliseconds)"
+        )
+    return np.ascontiguousarray(samples, dtype=np.float32)
+
+
+def read_audio_header(path: str | os.PathLike) -> AudioHeader:
+    """Read length, rate and channels of a recording without decoding it.
+
+    Raises:
+        InputError: as `read_audio`, as far as the header shows it.
+    """
+    path = Path(path)
+    with _open(path) as sound:
+        return AudioHeader(sound.frames, sound.samplerate, sound.channels)
+
+
+def audio_duration_seconds(path: str | os.PathLike) -> float:
+    """Length in seconds according to the header (see `read_audio_header`)."""
+    return read_audio_header(path).duration_seconds
+
+
+def find_audio_files(folder: str | os.PathLike) -> list[Path]:
+    """List the recordings below a folder, by extension, sorted by path; hidden files are left out.
+
+    Raises:
+        InputError: no such folder, not a folder, or no recording in it.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder" if folder.exists() else f"no such folder: {folder}")
+    found = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in AUDIO_EXTENSIONS and not path.name.startswith(".") and path.is_file()
+    )
+    if not found:
+        raise InputError(f"no audio files in {folder} (looked for {', '.join(sorted(AUDIO_EXTENSIONS))})")
+    return found
+
+
+def _open(path: Path) -> soundfile.SoundFile:
+    """Open a recording that has samples, or say in one sentence why that is impossible."""
+    try:
+        size_bytes = path.stat().st_size
+        if path.is_dir():
+            raise InputError(f"{path} is a folder, not an audio file")
+        if size_bytes == 0:
+            raise InputError(f"{path} is empty (0 bytes)")
+        with path.open("rb") as file:
+            magic = file.read(4)
+    except FileNotFoundError:
+        raise InputError(f"no such audio file: {path}") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
+    try:
+        sound = soundfile.SoundFile(str(path))
+    except (
+        soundfile.SoundFileError,
+        TypeError,
+        ValueError,
+    ):  # TypeError: ".raw" has no header to give rate and channels
+        if magic.startswith(_CONTAINER_MAGIC):
+            raise InputError(f"{path} is a truncated or damaged audio file: its header cannot be read") from None
+        raise InputError(
+            f"{path} is not audio that can be read here (WAV, FLAC, MP3, Ogg Opus, Ogg Vorbis, AIFF and others can)"
+        ) from None
+    if sound.frames <= 0:
+        sound.close()
+        raise InputError(f"{path} has a header but no samples: its length is zero")
+    return sound
+
+
+def _check_claimed_size(path: Path, sound: soundfile.SoundFile) -> None:
+    """Raise InputError where the container shows that the end of the file is missing."""
+    if sound.format in _SIZED_FORMATS:
+        for field, claimed, present in _CLAIMED_SIZE.findall(sound.extra_info):
+            # The size of a whole RIFF file counts here only where the log has nothing on its data (W64, RF64).
+            if field in ("riff", "Riff size") and sound.format not in ("W64", "RF64"):
+                continue
+            if int(present) + 1 < int(claimed) < _OPEN_ENDED_BYTES:
+                raise InputError(
+                    f"{path} is truncated: its header claims {int(claimed):,} bytes, {int(present):,} are there"
+                )
+    elif sound.format == "OGG" and _ends_inside_ogg_page(path):
+        raise InputError(f"{path} is truncated: its last Ogg page is incomplete")
+
+
+def _ends_inside_ogg_page(path: Path) -> bool:
+    """Whether the last Ogg page of the file (RFC 3533 section 6) announces more bytes than follow."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - _MAX_OGG_PAGE_BYTES))
+        tail = file.read()
+    page = tail[tail.rfind(b"OggS\x00") :] if b"OggS\x00" in tail else b""
+    if len(page) < 27 or len(page) < 27 + page[26]:
+        return True
+    return len(page) < 27 + page[26] + sum(page[27 : 27 + page[26]])
+
+
+def _frame_range(
+    path: Path, sound: soundfile.SoundFile, start_seconds: float, duration_seconds: float | None
+) -> tuple[int, int]:
+    """Start and count, in frames at the file's rate, of the part asked for."""
+    start = round(start_seconds * sound.samplerate)
+    count = sound.frames - start if duration_seconds is None else round(duration_seconds * sound.samplerate)
+    # Two frames of slack: lengths in seconds are rounded where they are written down.
+    if start < 0 or count <= 0 or start + count > sound.frames + 2:
+        length = sound.frames / sound.samplerate
+        until = "its end" if duration_seconds is None else f"{start_seconds + duration_seconds:.3f} s"
+        raise InputError(f"{path} is {length:.3f} s long: the part from {start_seconds:.3f} s to {until} is not in it")
+    return start, min(count, sound.frames - start)
+
+
+def _decode(path: Path, sound: soundfile.SoundFile, start_frame: int, num_frames: int) -> np.ndarray:
+    """Decode float32 [frames, channels]; fewer than asked for means a truncated file."""
+    try:
+        if start_frame:
+            sound.seek(start_frame)
+        frames = sound.read(num_frames, dtype="float32", always_2d=True)
+    except (soundfile.SoundFileError, RuntimeError):
+        raise InputError(f"{path} is truncated or damaged: decoding it fails before its end") from None
+    missing = num_frames - len(frames)
+    slack = max(_MP3_SLACK_FRAMES, _MP3_SLACK_FRACTION * num_frames) if sound.format == "MP3" else 0
+    if missing > slack or not len(frames):
+        raise InputError(
+            f"{path} is truncated: its header promises {num_frames:,} samples and {len(frames):,} are there"
+        )
+    return frames

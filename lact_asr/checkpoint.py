@@ -1,0 +1,141 @@
+"""Self-contained checkpoints: configuration, vocabulary and weights in one file, or a `save_pretrained` folder."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from lact_asr.configuration_hybrid_asr import HybridASRConfig
+from lact_asr.errors import InputError
+from lact_asr.modeling_hybrid_asr import HybridASRForCTC
+from lact_asr.processing_hybrid_asr import HybridASRProcessor, check_vocabulary
+
+FORMAT = "lact-asr checkpoint, version 1"
+
+
+@dataclass
+class LoadedCheckpoint:
+    """A model ready for inference, its processor, and what training noted down."""
+
+    model: HybridASRForCTC
+    processor: HybridASRProcessor
+    notes: dict = field(default_factory=dict)
+
+
+def save_file_atomically(content: object, path: Path) -> None:
+    """`torch.save` to a temporary name beside ``path``, flushed to disk and renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_torch_file(path: Path) -> object:
+    """`torch.load` with ``weights_only=True`` on the CPU.
+
+    Raises:
+        InputError: no such file, a truncated file, or one that holds pickled objects.
+    """
+    if not path.is_file():
+        raise InputError(f"There is no checkpoint file {path}.")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "Weights only load failed" in str(error) and "magic" not in str(error):
+            raise InputError(
+                f"{path} holds pickled Python objects, which can run code when they are loaded; it was not opened."
+            ) from None
+        raise InputError(f"{path} is not a checkpoint, or it is damaged.") from None
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{path} is truncated or damaged ({reason}); copy it again.") from None
+
+
+def save_checkpoint(path: Path, model: HybridASRForCTC, vocabulary: dict[str, int], notes: dict | None = None) -> None:
+    """Write ``best_model.pt``: plain containers and tensors only, so that it opens with ``weights_only=True``.
+
+    Args:
+        path: the file.
+        model: its configuration and weights are written (float32, or whatever they are kept in).
+        vocabulary: token -> id.
+        notes: numbers and strings worth keeping (step, word error rate, …).
+    """
+    content = {
+        "format": FORMAT,
+        "config": _plain(model.config.to_dict()),
+        "vocabulary": dict(vocabulary),
+        "model": {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()},
+        "notes": _plain(notes or {}),
+    }
+    save_file_atomically(content, path)
+
+
+def load_checkpoint(name_or_path: str | os.PathLike) -> LoadedCheckpoint:
+    """Load a model for inference from ``best_model.pt``, a `save_pretrained` folder or a hub name.
+
+    Raises:
+        InputError: one sentence that says why it cannot be used.
+    """
+    path = Path(name_or_path)
+    if path.is_dir():
+        return _load_folder(str(path))
+    if path.exists() or path.suffix in (".pt", ".pth", ".bin", ".ckpt"):
+        return _load_file(path)
+    return _load_folder(str(name_or_path))
+
+
+def _load_file(path: Path) -> LoadedCheckpoint:
+    content = load_torch_file(path)
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise InputError(f"{path} is not a checkpoint written by train_hybrid_asr.py (no {FORMAT!r} in it).")
+    config = HybridASRConfig.from_values(_without_base_keys(content["config"]), source=str(path))
+    check_vocabulary(content["vocabulary"], config.ctc_vocab_size)
+    model = HybridASRForCTC(config)
+    try:
+        model.load_state_dict(content["model"])
+    except RuntimeError as error:
+        raise InputError(f"The weights in {path} do not fit its configuration: {' '.join(str(error).split())[:300]}") from None
+    processor = HybridASRProcessor.from_vocabulary(content["vocabulary"], config.do_normalize)
+    return LoadedCheckpoint(model.eval(), processor, content.get("notes", {}))
+
+
+def _load_folder(name_or_folder: str) -> LoadedCheckpoint:
+    try:
+        model, loading = HybridASRForCTC.from_pretrained(name_or_folder, output_loading_info=True)
+        processor = HybridASRProcessor.from_pretrained(name_or_folder)
+    except InputError:
+        raise
+    except Exception as error:  # Transformers and the hub raise some ten kinds of errors for a name that is not there
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"{name_or_folder!r} is no checkpoint file, no folder of save_pretrained, and no model that can be reached "
+            f"on the hub ({reason})"
+        ) from None
+    if loading["missing_keys"] or loading.get("mismatched_keys"):
+        raise InputError(f"The weights in {name_or_folder} do not fit its configuration.")
+    check_vocabulary(processor.vocabulary, model.config.ctc_vocab_size)
+    return LoadedCheckpoint(model.eval(), processor)
+
+
+def _without_base_keys(config: dict) -> dict:
+    """Only this model's own keys: what the base class adds differs between versions of Transformers."""
+    return {key: value for key, value in config.items() if key in HybridASRConfig.__annotations__}
+
+
+def _plain(value: object) -> object:
+    """Containers, numbers and strings; anything else as its text."""
+    if isinstance(value, dict):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)

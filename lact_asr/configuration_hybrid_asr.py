@@ -1,0 +1,210 @@
+"""Configuration of the hybrid model: a Wav2Vec2 convolutional front end, LaCT blocks, a CTC head."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from os import PathLike
+from pathlib import Path
+
+from transformers import PreTrainedConfig
+
+from lact_asr.errors import InputError
+
+SAMPLES_PER_HEAD_FRAME = 40  # samples per frame after the first four convolutions, whose strides (5, 2, 2, 2) are fixed
+SAMPLE_RATE_HZ = 16_000
+
+
+class HybridASRConfig(PreTrainedConfig):
+    """All sizes and training-time behaviours of `HybridASRForCTC`.
+
+    Front end: ``conv_dim``, ``conv_kernel``, ``conv_stride`` (the stock strides; the last three are retuned), ``conv_bias``,
+    ``feat_extract_norm`` ("layer" or "group"), ``feat_extract_activation``; ``encoder_target_ds_factor`` is the product
+    of the last three strides, 1 to 8 (5 gives 200 samples a frame, 80 Hz). With ``use_wav2vec2_encoder`` training starts
+    from the front end of ``wav2vec2_model_name``; without it, from random weights of the same architecture.
+
+    Blocks: ``num_hidden_layers``, ``hidden_size``, ``intermediate_size``, ``num_attn_heads``, ``window_size`` (width in
+    frames of the attention window, -1 for the whole utterance), ``num_lact_heads``, ``lact_fw_hidden_dim`` (SwiGLU width
+    of each head's fast weights), ``lact_chunk_size`` (frames for each fast-weight update, -1 for the whole utterance as
+    one chunk), ``lact_update_order`` ("update_then_apply" looks ahead, "apply_then_update" streams),
+    ``fast_weight_lr_init``, ``use_muon``, ``use_momentum``, ``w0_w2_low_rank`` (-1 for full rank).
+
+    Test-time training: ``enable_ttt`` adds the masked-prediction head and its loss, weighted by ``ttt_loss_weight``, to
+    training; ``ttt_mask_prob`` of the frames are masked in spans of ``ttt_mask_length``; ``ttt_loss_type``, ``ttt_steps``
+    and ``ttt_chunk_size`` (frames adapted at a time, -1 for the whole utterance) are the defaults at test time.
+
+    Regularisation: ``hidden_dropout``, ``attention_dropout``, ``layerdrop``, ``mask_time_prob`` and
+    ``mask_feature_prob`` (SpecAugment on the projected features; time masks come from ``ttt_mask_prob`` where
+    ``enable_ttt`` is set, because the same pass serves both losses).
+
+    Raises:
+        InputError: a value is impossible; the sentence names the key.
+    """
+
+    model_type = "hybrid_asr"
+    attribute_map = {  # noqa: RUF012 - the base class declares it so
+        "vocab_size": "ctc_vocab_size",
+        "pad_token_id": "ctc_blank_id",
+        "num_attention_heads": "num_attn_heads",
+    }
+
+    # Front end
+    use_wav2vec2_encoder: bool = False
+    wav2vec2_model_name: str | None = None
+    encoder_target_ds_factor: int = 5
+    freeze_encoder: bool = False
+    encoder_lr_scale: float = 0.1
+    conv_dim: tuple[int, ...] | list[int] = (512, 512, 512, 512, 512, 512, 512)
+    conv_kernel: tuple[int, ...] | list[int] = (10, 3, 3, 3, 3, 2, 2)
+    conv_stride: tuple[int, ...] | list[int] = (5, 2, 2, 2, 2, 2, 2)
+    conv_bias: bool = True
+    feat_extract_norm: str = "layer"
+    feat_extract_activation: str = "gelu"
+    do_normalize: bool = True
+
+    # Blocks
+    num_hidden_layers: int = 16
+    hidden_size: int = 768
+    intermediate_size: int = 3072
+    num_attn_heads: int = 8
+    window_size: int = -1
+    rope_theta: float = 10_000.0
+    num_lact_heads: int = 4
+    lact_fw_hidden_dim: int = 1536
+    lact_chunk_size: int = -1
+    lact_update_order: str = "update_then_apply"
+    fast_weight_lr_init: float = 0.01
+    use_muon: bool = True
+    use_momentum: bool = False
+    w0_w2_low_rank: int = -1
+    layer_norm_eps: float = 1e-5
+    initializer_range: float = 0.02
+
+    # Test-time training
+    enable_ttt: bool = False
+    ttt_loss_type: str = "masked_prediction"
+    ttt_loss_weight: float = 0.5
+    ttt_mask_prob: float = 0.15
+    ttt_mask_length: int = 10
+    ttt_steps: int = 1
+    ttt_chunk_size: int = -1
+
+    # Regularisation
+    hidden_dropout: float = 0.1
+    attention_dropout: float = 0.1
+    layerdrop: float = 0.05
+    mask_time_prob: float = 0.05
+    mask_time_length: int = 10
+    mask_feature_prob: float = 0.0
+    mask_feature_length: int = 10
+
+    # CTC
+    ctc_vocab_size: int = 32
+    ctc_blank_id: int = 0
+    ctc_zero_infinity: bool = True
+
+    def __post_init__(self, **kwargs) -> None:
+        super().__post_init__(**kwargs)
+        self.conv_dim, self.conv_kernel = tuple(self.conv_dim), tuple(self.conv_kernel)
+        self.conv_stride = tuple(self.conv_stride)
+        _check_values(self)
+
+    @property
+    def samples_per_frame(self) -> int:
+        """Audio samples from one frame of hidden states to the next."""
+        return SAMPLES_PER_HEAD_FRAME * self.encoder_target_ds_factor
+
+    @property
+    def frame_rate_hz(self) -> float:
+        """Frames of hidden states in one second of 16 kHz audio."""
+        return SAMPLE_RATE_HZ / self.samples_per_frame
+
+    @classmethod
+    def from_json_file(cls, json_file: str | PathLike) -> HybridASRConfig:
+        """Read a configuration file; unlike the base class, refuse keys that do not exist.
+
+        Raises:
+            InputError: no such file, not a JSON object, an unknown key, or an impossible value.
+        """
+        path = Path(json_file)
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise InputError(f"There is no configuration file {path}.") from None
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise InputError(f"The configuration file {path} is not readable JSON: {error}.") from None
+        if not isinstance(values, dict):
+            raise InputError(f"The configuration file {path} must hold one JSON object.")
+        return cls.from_values(values, source=str(path))
+
+    @classmethod
+    def from_values(cls, values: dict, source: str = "the configuration") -> HybridASRConfig:
+        """Build from a plain dictionary, refusing unknown keys and values of the wrong kind.
+
+        Raises:
+            InputError: the sentence names the key and where it was found.
+        """
+        known = {field.name for field in dataclasses.fields(cls)} | {"model_type", "transformers_version", *cls.attribute_map}
+        unknown = sorted(key for key in values if key not in known and not key.startswith("_"))
+        if unknown:
+            raise InputError(f"Unknown configuration key {unknown[0]!r} in {source}; see HybridASRConfig for the keys.")
+        try:
+            return cls(**{key: value for key, value in values.items() if key != "model_type"})
+        except InputError as error:
+            raise InputError(f"In {source}: {error}") from None
+
+
+def _check_values(config: HybridASRConfig) -> None:
+    """Refuse what cannot work, before a model is built from it."""
+    _check_types(config)
+    for key in ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attn_heads", "num_lact_heads",
+                "lact_fw_hidden_dim", "ttt_mask_length", "mask_time_length", "mask_feature_length"):  # fmt: skip
+        _require(getattr(config, key) >= 1, key, config, "must be at least 1")
+    for key in ("hidden_dropout", "attention_dropout", "layerdrop", "mask_time_prob", "mask_feature_prob", "ttt_mask_prob"):
+        _require(0 <= getattr(config, key) < 1, key, config, "must be at least 0 and below 1")
+    for key in ("window_size", "lact_chunk_size", "w0_w2_low_rank", "ttt_chunk_size"):
+        _require(getattr(config, key) == -1 or getattr(config, key) >= 1, key, config, "must be -1 or at least 1")
+    for key, choices in _CHOICES.items():
+        _require(getattr(config, key) in choices, key, config, f"must be one of {', '.join(choices)}")
+    _require(1 <= config.encoder_target_ds_factor <= 8, "encoder_target_ds_factor", config, "must be 1 to 8")
+    _require(config.ttt_steps >= 0, "ttt_steps", config, "must be at least 0")
+    _require(config.encoder_lr_scale >= 0, "encoder_lr_scale", config, "must be at least 0")
+    _require(config.fast_weight_lr_init > 0, "fast_weight_lr_init", config, "must be above 0")
+    _require(config.ctc_vocab_size >= 2, "ctc_vocab_size", config, "must be at least 2: the blank and a character")
+    _require(0 <= config.ctc_blank_id < config.ctc_vocab_size, "ctc_blank_id", config, "must be below ctc_vocab_size")
+    _require(config.hidden_size % config.num_lact_heads == 0, "num_lact_heads", config, "must divide hidden_size")
+    _require(
+        config.hidden_size % (2 * config.num_attn_heads) == 0, "num_attn_heads", config,
+        "must divide hidden_size into heads of even size",
+    )  # fmt: skip
+    lengths = {len(config.conv_dim), len(config.conv_kernel), len(config.conv_stride)}
+    _require(lengths == {7}, "conv_dim", config, "and conv_kernel and conv_stride must have seven entries each")
+
+
+_CHOICES = {
+    "feat_extract_norm": ("layer", "group"),
+    "lact_update_order": ("update_then_apply", "apply_then_update"),
+    "ttt_loss_type": ("masked_prediction", "entropy"),
+}
+
+
+def _check_types(config: HybridASRConfig) -> None:
+    """Each value must have its default's type (whole numbers pass as floats): JSON makes "16" for 16 easy."""
+    for key in HybridASRConfig.__annotations__:
+        value, default = getattr(config, key), getattr(HybridASRConfig, key, None)
+        if isinstance(default, bool):
+            good = isinstance(value, bool)
+        elif isinstance(default, int):
+            good = isinstance(value, int) and not isinstance(value, bool)
+        elif isinstance(default, float):
+            good = isinstance(value, (int, float)) and not isinstance(value, bool)
+        elif isinstance(default, tuple):
+            good = all(isinstance(entry, int) and entry >= 1 for entry in value)
+        else:
+            good = value is None or isinstance(value, str)
+        _require(good, key, config, f"must be a {type(default).__name__}" if default is not None else "must be a name or null")
+
+
+def _require(condition: bool, key: str, config: HybridASRConfig, rule: str) -> None:
+    if not condition:
+        raise InputError(f"configuration key {key!r} is {getattr(config, key)!r} but {rule}.")

@@ -1,0 +1,185 @@
+"""The LaCT layer: one QKV projection that serves softmax attention and fast weights updated by Muon."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lact_asr.attention import rotate
+from lact_asr.configuration_hybrid_asr import HybridASRConfig
+from lact_asr.fast_weight_ops import fast_weight_apply, fast_weight_gradients, muon_step, row_norms
+from lact_asr.fast_weight_state import FastWeightState, Weights
+
+
+class LaCTLayer(nn.Module):
+    """Attention and fast weights side by side (large-chunk test-time training, Zhang et al., arXiv 2505.23884).
+
+    Axes: B rows, T frames, h fast-weight heads, d = hidden_size / h, dh = lact_fw_hidden_dim.
+    """
+
+    def __init__(self, config: HybridASRConfig) -> None:
+        super().__init__()
+        self.config = config
+        hidden = config.hidden_size
+        self.qkv = nn.Linear(hidden, 3 * hidden, bias=False)
+        self.fast_weights = InitialFastWeights(config)
+        self.learning_rate_proj = nn.Linear(hidden, 3 * config.num_lact_heads, bias=False)
+        self.momentum_proj = nn.Linear(hidden, config.num_lact_heads) if config.use_momentum else None
+        self.fast_norm = nn.RMSNorm(hidden // config.num_lact_heads, eps=config.layer_norm_eps)
+        self.fast_gate = nn.Linear(hidden, config.num_lact_heads)
+        self.output = nn.Linear(hidden, hidden, bias=False)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        frame_mask: Tensor,
+        allowed_pairs: Tensor | None = None,
+        state: FastWeightState | None = None,
+    ) -> tuple[Tensor, FastWeightState]:
+        """Mix the frames of each row by attention and by fast weights.
+
+        Args:
+            hidden_states: [B, T, hidden_size], any float dtype.
+            frame_mask: [B, T] bool, true for real frames; the others change nothing.
+            allowed_pairs: of `lact_asr.attention.allowed_pairs`; None lets every frame attend to every frame.
+            state: fast weights to start from; None starts from the layer's learned initial weights.
+
+        Returns:
+            ([B, T, hidden_size], the state after the last frame).
+        """
+        queries, keys, values = self.qkv(hidden_states).chunk(3, dim=-1)
+        attended = self._attention(queries, keys, values, allowed_pairs)
+        # Newton-Schulz and sums over hundreds of tokens lose too much in 16 bits: this path is float32 under autocast.
+        with torch.autocast(hidden_states.device.type, enabled=False):
+            fast, state = self._fast_weights(hidden_states, queries, keys, values, frame_mask, state)
+        return self.output(attended + fast.to(attended.dtype)), state
+
+    def _attention(self, queries: Tensor, keys: Tensor, values: Tensor, allowed_pairs: Tensor | None) -> Tensor:
+        config = self.config
+        queries, keys, values = (
+            rearrange(tensor, "b t (n d) -> b n t d", n=config.num_attn_heads) for tensor in (queries, keys, values)
+        )
+        attended = functional.scaled_dot_product_attention(
+            rotate(queries, config.rope_theta),
+            rotate(keys, config.rope_theta),
+            values,
+            attn_mask=allowed_pairs,
+            dropout_p=config.attention_dropout if self.training else 0.0,
+        )
+        return rearrange(attended, "b n t d -> b t (n d)")
+
+    def _fast_weights(
+        self, hidden_states: Tensor, queries: Tensor, keys: Tensor, values: Tensor, frame_mask: Tensor,
+        state: FastWeightState | None,
+    ) -> tuple[Tensor, FastWeightState]:  # fmt: skip
+        dtype = torch.float64 if hidden_states.dtype == torch.float64 else torch.float32
+        hidden_states = hidden_states.to(dtype)
+        queries, keys, values = (
+            rearrange(functional.silu(tensor.to(dtype)), "b t (h d) -> b h t d", h=self.config.num_lact_heads)
+            for tensor in (queries, keys, values)
+        )
+        queries, keys = functional.normalize(queries, dim=-1), functional.normalize(keys, dim=-1)
+        # A learning rate of 0 removes a padded token only where its key and value are finite: 0 * NaN is NaN.
+        padding = ~frame_mask[:, None, :, None]
+        keys, values = keys.masked_fill(padding, 0.0), values.masked_fill(padding, 0.0)
+        learning_rates = self._learning_rates(hidden_states).masked_fill(padding, 0.0)
+        initial = tuple(weight.to(dtype) for weight in self.fast_weights())
+        fast, state = self._over_chunks(
+            queries, keys, values, learning_rates, hidden_states, frame_mask, initial, state or self._start(initial)
+        )
+        gate = functional.silu(project(self.fast_gate, hidden_states))
+        fast = functional.rms_norm(fast, fast.shape[-1:], self.fast_norm.weight.to(dtype), self.fast_norm.eps)
+        fast = fast * gate.mT[..., None]
+        return rearrange(fast, "b h t d -> b t (h d)"), state
+
+    def _over_chunks(
+        self, queries: Tensor, keys: Tensor, values: Tensor, learning_rates: Tensor, hidden_states: Tensor,
+        frame_mask: Tensor, initial: Weights, state: FastWeightState,
+    ) -> tuple[Tensor, FastWeightState]:  # fmt: skip
+        """Update and apply the fast weights chunk by chunk, in the configured order."""
+        frames = queries.shape[2]
+        chunk_size = frames if self.config.lact_chunk_size == -1 else self.config.lact_chunk_size
+        norms = tuple(row_norms(weight) for weight in initial)
+        outputs = []
+        for start in range(0, frames, chunk_size):
+            chunk = slice(start, start + chunk_size)
+            updated = self._update(
+                state, keys[:, :, chunk], values[:, :, chunk], learning_rates[:, :, chunk],
+                hidden_states[:, chunk], frame_mask[:, chunk], norms,
+            )  # fmt: skip
+            applied = updated if self.config.lact_update_order == "update_then_apply" else state
+            outputs.append(fast_weight_apply(applied.weights, queries[:, :, chunk]))
+            state = updated
+        return torch.cat(outputs, dim=2), state
+
+    def _update(
+        self, state: FastWeightState, keys: Tensor, values: Tensor, learning_rates: Tensor, hidden_states: Tensor,
+        frame_mask: Tensor, norms: Weights,
+    ) -> FastWeightState:  # fmt: skip
+        """One step of the fast weights on one chunk; rows without a real frame in it keep their state."""
+        gradients = fast_weight_gradients(state.weights, keys, values, learning_rates)
+        beta = self._momentum_decay(hidden_states, frame_mask)
+        momenta = state.momentum or (None, None, None)
+        stepped = [
+            muon_step(weight, gradient, norm, momentum, beta, orthogonalise=self.config.use_muon)
+            for weight, gradient, norm, momentum in zip(state.weights, gradients, norms, momenta, strict=True)
+        ]
+        weights, momenta = zip(*stepped, strict=True)
+        updated = FastWeightState(weights, None if state.momentum is None else momenta)
+        return updated.where(frame_mask.any(dim=1), state)
+
+    def _learning_rates(self, hidden_states: Tensor) -> Tensor:
+        """η = softplus(linear(x) + b) with softplus(b) = fast_weight_lr_init: [B, h, T, 3]."""
+        bias = math.log(math.expm1(self.config.fast_weight_lr_init))
+        rates = functional.softplus(project(self.learning_rate_proj, hidden_states) + bias)
+        return rearrange(rates, "b t (h w) -> b h t w", w=3)
+
+    def _momentum_decay(self, hidden_states: Tensor, frame_mask: Tensor) -> Tensor | None:
+        """β = σ(mean over the chunk's real frames of linear(x)): [B, h, 1, 1]."""
+        if self.momentum_proj is None:
+            return None
+        weights = frame_mask.to(hidden_states.dtype)[..., None]
+        # Summed before the projection, so that whatever padding holds is never averaged in.
+        total = hidden_states.masked_fill(~frame_mask[..., None], 0.0).sum(1)
+        return torch.sigmoid(project(self.momentum_proj, total / weights.sum(1).clamp(min=1.0)))[..., None, None]
+
+    def _start(self, initial: Weights) -> FastWeightState:
+        momentum = tuple(torch.zeros_like(weight) for weight in initial) if self.config.use_momentum else None
+        return FastWeightState(initial, momentum)
+
+
+def project(linear: nn.Linear, inputs: Tensor) -> Tensor:
+    """``linear`` in the precision of its inputs, whatever precision the weights are kept in."""
+    bias = None if linear.bias is None else linear.bias.to(inputs.dtype)
+    return functional.linear(inputs, linear.weight.to(inputs.dtype), bias)
+
+
+class InitialFastWeights(nn.Module):
+    """The learned fast weights that every utterance starts from.
+
+    ``w0_w2_low_rank`` of -1 keeps W0 and W2 as full matrices; a rank r > 0 keeps them as products of [dh, r] and [r, d].
+    """
+
+    def __init__(self, config: HybridASRConfig) -> None:
+        super().__init__()
+        heads, width = config.num_lact_heads, config.lact_fw_hidden_dim
+        head_dim, rank = config.hidden_size // heads, config.w0_w2_low_rank
+        self.low_rank = rank > 0
+        self.w1 = nn.Parameter(torch.empty(heads, head_dim, width))
+        if self.low_rank:
+            self.w0_left, self.w2_left = (nn.Parameter(torch.empty(heads, width, rank)) for _ in range(2))
+            self.w0_right, self.w2_right = (nn.Parameter(torch.empty(heads, rank, head_dim)) for _ in range(2))
+        else:
+            self.w0, self.w2 = (nn.Parameter(torch.empty(heads, width, head_dim)) for _ in range(2))
+
+    def forward(self) -> Weights:
+        """W0 [1, h, dh, d], W1 [1, h, d, dh], W2 [1, h, dh, d]."""
+        if self.low_rank:
+            w0, w2 = self.w0_left @ self.w0_right, self.w2_left @ self.w2_right
+        else:
+            w0, w2 = self.w0, self.w2
+        return w0[None], self.w1[None], w2[None]

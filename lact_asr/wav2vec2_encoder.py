@@ -1,0 +1,447 @@
+"""The convolutional front end of the Wav2Vec2 family, from waveform to frames, at a frame rate of one's choice.
+
+Wav2Vec2, HuBERT, WavLM and Data2VecAudio share one architecture: seven convolutions with strides (5, 2, 2, 2, 2, 2, 2),
+of which the first four reduce the samples 40 times and the last three, the *tail*, 8 times more (320 samples, 50 Hz).
+Here the tail's factor is 1 to 8 and pretrained weights keep their meaning; see `retuned_tail`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers import AutoConfig
+from transformers.activations import ACT2FN
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME, cached_file
+
+from lact_asr.configuration_hybrid_asr import SAMPLE_RATE_HZ, SAMPLES_PER_HEAD_FRAME
+from lact_asr.errors import InputError
+
+STOCK_STRIDES = (5, 2, 2, 2, 2, 2, 2)
+STOCK_DS_FACTOR = 8  # the product of the last three
+
+_CONFIG_KEYS = (
+    "conv_dim",
+    "conv_kernel",
+    "conv_stride",
+    "conv_bias",
+    "feat_extract_norm",
+    "feat_extract_activation",
+)
+_FRONT_END_KEY = re.compile(r"(?:^|\.)feature_extractor\.(conv_layers\..+)$")
+
+
+def retuned_tail(factor: int) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """Strides and dilations of the last three layers for a total down-sampling of the tail by ``factor``.
+
+    A layer reads its inputs at multiples of its dilation d, in steps of its stride s. With stock strides 2 and new
+    strides s_j, whose product is ``factor``, the inputs of tail layer i come prod_{j<i} (2 / s_j) times as densely as in
+    the stock encoder, so with
+
+        d_i = prod_{j<i} 2 / s_j
+
+    every tap falls on the very samples it falls on in the stock encoder: the receptive field stays at 400 samples, and
+    frame t equals the single frame that the stock encoder gives for samples [40 factor t, 40 factor t + 400). Early
+    strides are kept at 2 as long as the factor is divisible, since a later reduction means more frames to compute.
+
+    Args:
+        factor: 1 to 8; 8 is the stock encoder.
+
+    Returns:
+        ``(strides, dilations)``, three each: for 5, ``((1, 1, 5), (1, 2, 4))``.
+
+    Raises:
+        InputError: the factor is not an integer from 1 to 8.
+    """
+    if isinstance(factor, bool) or not isinstance(factor, int) or not 1 <= factor <= STOCK_DS_FACTOR:
+        raise InputError(f"encoder_target_ds_factor is {factor!r} but must be an integer from 1 to {STOCK_DS_FACTOR}.")
+    strides, dilations = [], []
+    remaining, dilation = factor, 1
+    for is_last in (False, False, True):
+        stride = remaining if is_last else 2 - remaining % 2
+        strides.append(stride)
+        dilations.append(dilation)
+        remaining //= stride
+        dilation = dilation * 2 // stride  # exact: only the last stride can be other than 1 or 2
+    return tuple(strides), tuple(dilations)
+
+
+def frames_mask(lengths: torch.Tensor, num_frames: int) -> torch.Tensor:
+    """Which entries lie within each row's length: [B] int64 -> [B, num_frames] bool."""
+    return torch.arange(num_frames, device=lengths.device) < lengths[:, None]
+
+
+def channel_norm_over_time(hidden: torch.Tensor, norm: nn.GroupNorm, lengths: torch.Tensor | None) -> torch.Tensor:
+    """`GroupNorm` with one group per channel whose statistics see only each row's valid frames.
+
+    y = weight (x - m) / sqrt(v + eps) + bias, with m and v (biased, as in `GroupNorm`) the mean and the variance over
+    the frames t < length of one row and channel, in float32 whatever the input.
+
+    Args:
+        hidden: [B, T, C], finite.
+        norm: gives weight [C], bias [C] and eps.
+        lengths: [B] int64 valid frames of each row; None for all.
+
+    Returns:
+        [B, T, C] in the input's dtype; frames past a row's length are finite but mean nothing.
+    """
+    values = hidden.float()
+    if lengths is None:
+        variance, mean = torch.var_mean(values, dim=1, correction=0, keepdim=True)
+        centred = values - mean
+    else:
+        mask = frames_mask(lengths, hidden.shape[1])[:, :, None]
+        num_frames = lengths.clamp(min=1)[:, None, None]
+        mean = (values * mask).sum(dim=1, keepdim=True) / num_frames
+        centred = (values - mean) * mask
+        variance = centred.square().sum(dim=1, keepdim=True) / num_frames
+    scale = (variance + norm.eps).rsqrt() * norm.weight.float()
+    return torch.addcmul(norm.bias.float(), centred, scale).to(hidden.dtype)
+
+
+class FrontEndLayer(nn.Module):
+    """Convolution, normalisation if any, activation, on [B, T, C]; parameters named as in Transformers.
+
+    The convolution is written as one matrix product over the concatenated taps. Frames then stay in rows, as layer norm
+    wants them, without a transposition before and after it: on a CPU a training step of a thin front end (48 channels)
+    takes less than half the time of `Conv1d` and transposed layer norm, a wide one (512) two thirds.
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        out_dim: int,
+        *,
+        kernel: int,
+        stride: int,
+        dilation: int,
+        bias: bool,
+        norm: str | None,
+        activation: str,
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(in_dim, out_dim, kernel, stride=stride, dilation=dilation, bias=bias)
+        if norm == "layer":
+            self.layer_norm = nn.LayerNorm(out_dim)
+        elif norm == "group":
+            self.layer_norm = nn.GroupNorm(num_groups=out_dim, num_channels=out_dim)
+        else:
+            self.layer_norm = None
+        self.activation = ACT2FN[activation]
+        self.kernel, self.stride, self.dilation = kernel, stride, dilation
+        self.span = dilation * (kernel - 1) + 1  # inputs from the first tap to the last
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialise as Transformers does: convolutions by Kaiming normal, biases uniform, norms 1 and 0."""
+        nn.init.kaiming_normal_(self.conv.weight)
+        if self.conv.bias is not None:
+            bound = (self.conv.in_channels * self.kernel) ** -0.5
+            nn.init.uniform_(self.conv.bias, -bound, bound)
+        if self.layer_norm is not None:
+            nn.init.ones_(self.layer_norm.weight)
+            nn.init.zeros_(self.layer_norm.bias)
+
+    def output_lengths(self, lengths: torch.Tensor) -> torch.Tensor:
+        """Input lengths, int64 of any shape -> output lengths; 0 where the taps do not fit."""
+        return ((lengths - self.span) // self.stride + 1).clamp(min=0)
+
+    def forward(self, hidden: torch.Tensor, input_lengths: torch.Tensor | None) -> torch.Tensor:
+        """[B, T, in_dim] with T >= ``span``, and valid input frames [B] (None: all) -> [B, T', out_dim]."""
+        hidden = self._convolve(hidden)
+        if isinstance(self.layer_norm, nn.GroupNorm):
+            lengths = None if input_lengths is None else self.output_lengths(input_lengths)
+            hidden = channel_norm_over_time(hidden, self.layer_norm, lengths)
+        elif self.layer_norm is not None:
+            hidden = self.layer_norm(hidden)  # half-precision inputs, too, have their statistics in float32
+        return self.activation(hidden)
+
+    def _convolve(self, hidden: torch.Tensor) -> torch.Tensor:
+        if hidden.shape[-1] == 1:  # samples: overlapping windows need no copy per tap
+            taps = hidden.squeeze(-1).unfold(1, self.span, self.stride)[..., :: self.dilation]
+        else:
+            reach = hidden.shape[1] - self.span + 1
+            starts = range(0, self.span, self.dilation)
+            taps = torch.cat([hidden[:, start : start + reach : self.stride] for start in starts], dim=-1)
+        # [out, in, tap] -> [out, tap * in], the order in which the taps lie
+        return F.linear(taps, self.conv.weight.permute(0, 2, 1).flatten(1), self.conv.bias)
+
+
+class Wav2Vec2FrontEnd(nn.Module):
+    """The feature encoder of the Wav2Vec2 family with retuned strides; parameters are named as in Transformers.
+
+    Paper: Baevski et al., wav2vec 2.0, arXiv 2006.11477. Every row of a batch gets the features it gets alone: padding,
+    whatever it holds, changes nothing. For ``feat_extract_norm`` "layer", frame t is exactly the stock encoder's frame
+    for samples [``samples_per_frame`` t, ``samples_per_frame`` t + 400); for "group", whose first layer normalises over
+    the whole utterance, the frames at factor 8 are the stock encoder's for the unpadded utterance.
+
+    Args:
+        config: an object with ``conv_dim``, ``conv_kernel``, ``conv_stride`` (must be the stock strides),
+            ``conv_bias``, ``feat_extract_norm`` ("layer" or "group"), ``feat_extract_activation`` and
+            ``encoder_target_ds_factor`` (1 to 8; without it, as in Transformers' configurations, 8).
+
+    Raises:
+        InputError: a value that this architecture cannot have; the message names the key.
+    """
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        values = _front_end_values(config, source="The configuration")
+        self.target_ds_factor = getattr(config, "encoder_target_ds_factor", STOCK_DS_FACTOR)
+        tail_strides, tail_dilations = retuned_tail(self.target_ds_factor)
+        strides = STOCK_STRIDES[:4] + tail_strides
+        dilations = (1, 1, 1, 1, *tail_dilations)
+        dims = values["conv_dim"]
+        norm = values["feat_extract_norm"]
+        self.conv_layers = nn.ModuleList(
+            FrontEndLayer(
+                1 if index == 0 else dims[index - 1],
+                dims[index],
+                kernel=values["conv_kernel"][index],
+                stride=strides[index],
+                dilation=dilations[index],
+                bias=values["conv_bias"],
+                norm=None if norm == "group" and index > 0 else norm,
+                activation=values["feat_extract_activation"],
+            )
+            for index in range(len(STOCK_STRIDES))
+        )
+        self.output_dim = dims[-1]
+
+    @classmethod
+    def from_pretrained(cls, name_or_folder: str | os.PathLike, target_ds_factor: int = 5) -> Wav2Vec2FrontEnd:
+        """The front end, and no more, of a Wav2Vec2, HuBERT, WavLM or Data2VecAudio checkpoint, in float32.
+
+        Args:
+            name_or_folder: a folder written by ``save_pretrained`` (base model or one with a head), or a hub name.
+            target_ds_factor: the tail's down-sampling, 1 to 8; 5 gives 80 frames a second.
+
+        Raises:
+            InputError: no such folder or name, another architecture, or weights unreadable, missing or misshapen.
+        """
+        retuned_tail(target_ds_factor)  # complain before anything is downloaded
+        values = front_end_config_from_pretrained(name_or_folder)
+        front_end = cls(SimpleNamespace(**values, encoder_target_ds_factor=target_ds_factor))
+        front_end.load_pretrained(name_or_folder)
+        return front_end
+
+    def load_pretrained(self, name_or_folder: str | os.PathLike) -> None:
+        """Replace all weights by those of a checkpoint of the same architecture; see `from_pretrained`.
+
+        Raises:
+            InputError: the checkpoint is unreadable, or a weight is missing, superfluous or of another shape.
+        """
+        loaded, own = read_front_end_weights(name_or_folder), self.state_dict()
+        if missing := sorted(own.keys() - loaded.keys()):
+            raise InputError(
+                f"The checkpoint {name_or_folder} lacks front-end weights ({len(missing)}: {missing[0]}, …)."
+            )
+        if unknown := sorted(loaded.keys() - own.keys()):
+            raise InputError(
+                f"The checkpoint {name_or_folder} has front-end weights that this configuration has no place for, "
+                f"first {unknown[0]}; compare conv_bias and feat_extract_norm."
+            )
+        for key, value in loaded.items():
+            if value.shape != own[key].shape:
+                raise InputError(
+                    f"The checkpoint {name_or_folder} has {key} of shape {tuple(value.shape)}, but conv_dim and "
+                    f"conv_kernel ask for {tuple(own[key].shape)}."
+                )
+        self.load_state_dict(loaded)
+
+    @property
+    def samples_per_frame(self) -> int:
+        """Samples from the start of one frame to the start of the next."""
+        return SAMPLES_PER_HEAD_FRAME * self.target_ds_factor
+
+    @property
+    def frame_rate_hz(self) -> float:
+        """Frames in one second of 16 kHz audio."""
+        return SAMPLE_RATE_HZ / self.samples_per_frame
+
+    @property
+    def receptive_field_samples(self) -> int:
+        """Samples that one frame sees, and the shortest audio that gives one: 400 with the stock kernels."""
+        span, step = 1, 1
+        for layer in self.conv_layers:
+            span += (layer.span - 1) * step
+            step *= layer.stride
+        return span
+
+    def frame_lengths(self, sample_lengths: torch.Tensor) -> torch.Tensor:
+        """The exact number of frames for each number of samples, int64 of any shape; 0 below 400 samples."""
+        lengths = sample_lengths
+        for layer in self.conv_layers:
+            lengths = layer.output_lengths(lengths)
+        return lengths
+
+    def forward(
+        self, input_values: torch.Tensor, sample_lengths: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Turn waveforms into frames.
+
+        Args:
+            input_values: [B, samples] float, 16 kHz; what lies past a row's length is ignored, NaN included.
+            sample_lengths: [B] int64 valid samples of each row, at most ``samples``; None means all.
+
+        Returns:
+            ``features`` [B, T, C], zero past each row's length, and ``lengths`` [B] int64 valid frames. T is the number
+            of frames of the padded width, and may be 0.
+        """
+        batch, num_samples = input_values.shape
+        ragged = sample_lengths is not None
+        if ragged:
+            lengths = sample_lengths.to(input_values.device, torch.int64)
+            input_values = input_values.masked_fill(~frames_mask(lengths, num_samples), 0.0)
+        else:
+            lengths = torch.full((batch,), num_samples, dtype=torch.int64, device=input_values.device)
+        if num_samples < self.receptive_field_samples:
+            return input_values.new_zeros(batch, 0, self.output_dim), torch.zeros_like(lengths)
+        hidden = input_values.to(self.conv_layers[0].conv.weight.dtype)[:, :, None]
+        for layer in self.conv_layers:
+            hidden = layer(hidden, lengths if ragged else None)
+            lengths = layer.output_lengths(lengths)
+        if ragged:
+            hidden = hidden.masked_fill(~frames_mask(lengths, hidden.shape[1])[:, :, None], 0.0)
+        return hidden, lengths
+
+
+def front_end_config_from_pretrained(name_or_folder: str | os.PathLike) -> dict[str, Any]:
+    """The configuration keys of a checkpoint's front end, with which a `Wav2Vec2FrontEnd` can load it.
+
+    Returns:
+        ``conv_dim``, ``conv_kernel``, ``conv_stride`` (tuples of seven), ``conv_bias``, ``feat_extract_norm`` and
+        ``feat_extract_activation``. The down-sampling factor is the user's choice and not among them.
+
+    Raises:
+        InputError: no such folder or hub name, an unreadable config.json, or another architecture.
+    """
+    name = os.fspath(name_or_folder)
+    if os.path.isfile(name):
+        raise InputError(f"{name} is a file; give the folder that holds it and its config.json, or a hub name.")
+    if os.path.isdir(name) and not os.path.isfile(os.path.join(name, "config.json")):
+        raise InputError(f"The folder {name} has no config.json; give one written by save_pretrained.")
+    try:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if os.path.isdir(name):
+            raise InputError(f"The configuration in {name} cannot be used: {_first_line(error)}") from error
+        raise InputError(
+            f"{name!r} is neither a folder nor a hub model that can be reached or is in the local cache; check the "
+            "spelling, or download the model and give its folder."
+        ) from error
+    return _front_end_values(config, source=f"The checkpoint {name}")
+
+
+def read_front_end_weights(name_or_folder: str | os.PathLike) -> dict[str, torch.Tensor]:
+    """The weights of a checkpoint's front end, whatever model is around it, named ``conv_layers.N.…``.
+
+    Reads model.safetensors, pytorch_model.bin (weights only: nothing in it is executed) or either in shards.
+
+    Raises:
+        InputError: there is no such file, or it is not readable.
+    """
+    weights: dict[str, torch.Tensor] = {}
+    for path in _weight_files(os.fspath(name_or_folder)):
+        for key, tensor in _read_tensors(path).items():
+            if key in weights:
+                raise InputError(f"The checkpoint {name_or_folder} holds more than one front end: {key} occurs twice.")
+            weights[key] = tensor
+    return weights
+
+
+def _front_end_values(config: Any, source: str) -> dict[str, Any]:
+    """Read and check the front end's keys of any family's configuration."""
+    values = {key: getattr(config, key, None) for key in _CONFIG_KEYS}
+    if getattr(config, "model_type", None) == "data2vec-audio" or not hasattr(config, "feat_extract_norm"):
+        values["feat_extract_norm"] = "layer"  # Data2VecAudio knows no other, whatever its configuration file says
+    for key in ("conv_dim", "conv_kernel", "conv_stride"):
+        if not isinstance(values[key], (tuple, list)) or len(values[key]) != len(STOCK_STRIDES):
+            model_type = getattr(config, "model_type", type(config).__name__)
+            raise InputError(
+                f"{source} ({model_type}) has {key} = {values[key]!r}, but a Wav2Vec2 front end has seven layers."
+            )
+        values[key] = tuple(values[key])
+    if values["conv_stride"] != STOCK_STRIDES:
+        raise InputError(
+            f"{source} has conv_stride = {values['conv_stride']}, but only {STOCK_STRIDES} can be retuned; choose the "
+            "frame rate by encoder_target_ds_factor."
+        )
+    if values["feat_extract_norm"] not in ("layer", "group"):
+        raise InputError(f'{source} has feat_extract_norm = {values["feat_extract_norm"]!r}, not "layer" or "group".')
+    if values["feat_extract_activation"] not in ACT2FN:
+        raise InputError(f"{source} has the unknown feat_extract_activation = {values['feat_extract_activation']!r}.")
+    values["conv_bias"] = bool(values["conv_bias"])
+    return values
+
+
+def _weight_files(name: str) -> list[str]:
+    """The files in which the front end's weights lie; of several formats the first that exists."""
+    for filename in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME):
+        path = _find_file(name, filename)
+        if path is None:
+            continue
+        if filename not in (SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_INDEX_NAME):
+            return [path]
+        return [_require_file(name, shard) for shard in _shards_with_front_end(path)]
+    raise InputError(f"There is neither {SAFE_WEIGHTS_NAME} nor {WEIGHTS_NAME} (nor shards of them) in {name}.")
+
+
+def _shards_with_front_end(index_path: str) -> list[str]:
+    try:
+        with open(index_path, encoding="utf-8") as file:
+            weight_map = json.load(file)["weight_map"]
+        return sorted({shard for key, shard in weight_map.items() if _FRONT_END_KEY.search(key)})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"The shard index {index_path} cannot be read: {_first_line(error)}") from error
+
+
+def _find_file(name: str, filename: str) -> str | None:
+    try:
+        return cached_file(
+            name,
+            filename,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+    except (OSError, ValueError) as error:
+        raise InputError(f"Cannot get {filename} of {name}: {_first_line(error)}") from error
+
+
+def _require_file(name: str, filename: str) -> str:
+    path = _find_file(name, filename)
+    if path is None:
+        raise InputError(f"The checkpoint {name} names the file {filename} in its index but does not have it.")
+    return path
+
+
+def _read_tensors(path: str) -> dict[str, torch.Tensor]:
+    """The front-end tensors of one file, named ``conv_layers.N.…``."""
+    try:
+        if path.endswith(".safetensors"):
+            with safe_open(path, framework="pt") as file:
+                found = [(k, file.get_tensor(k)) for k in file.keys() if _FRONT_END_KEY.search(k)]  # noqa: SIM118
+        else:
+            contents = torch.load(path, map_location="cpu", weights_only=True)
+            found = [(k, v) for k, v in contents.items() if _FRONT_END_KEY.search(k) and isinstance(v, torch.Tensor)]
+    except pickle.UnpicklingError as error:
+        raise InputError(f"The weights {path} are damaged or hold more than plain tensors.") from error
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError, AttributeError, TypeError, SafetensorError) as error:
+        raise InputError(f"The weights {path} cannot be read: {_first_line(error)}") from error
+    tensors = {_FRONT_END_KEY.search(key).group(1): tensor for key, tensor in found}
+    if len(tensors) != len(found):
+        raise InputError(f"The weights {path} hold more than one front end.")
+    return tensors
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".:") + "." if lines else f"{type(error).__name__}."

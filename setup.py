@@ -1,0 +1,56 @@
+"""Packaging of lact-asr: one import namespace, `lact_asr`, whose user-facing folders are links to the top-level ones."""
+
+from pathlib import Path
+
+from setuptools import setup
+
+ROOT = Path(__file__).resolve().parent
+LINKED_FOLDERS = ("kernels", "training", "inference")
+PACKAGES = [
+    "lact_asr",
+    "lact_asr.data",
+    "lact_asr.kernels",
+    "lact_asr.kernels.fast_weight_apply",
+    "lact_asr.kernels.fast_weight_gradients",
+    "lact_asr.kernels.muon_step",
+    "lact_asr.kernels.newton_schulz",
+    "lact_asr.inference",
+    "lact_asr.training",
+]
+
+for name in LINKED_FOLDERS:
+    if not (ROOT / "lact_asr" / name).is_dir():
+        raise SystemExit(
+            f"lact_asr/{name} is not a folder: it is a symbolic link to ../{name} that this checkout has lost. "
+            "On Windows, enable symbolic links (git config core.symlinks true) and check out again."
+        )
+
+RUNTIME = [
+    "torch>=2.5",
+    "numpy>=1.26",
+    "transformers>=5.0",
+    "accelerate>=1.0",
+    "einops>=0.8",
+    "jiwer>=4.0",
+    "lhotse>=1.30",
+    "soundfile>=0.12",
+    "soxr>=0.5",
+    "tensorboard>=2.15",
+    "tqdm>=4.60",
+    "safetensors>=0.4",
+]
+BEAM_SEARCH = ["pyctcdecode>=0.5", "kenlm>=0.3.0", "kaldingram>=0.1.2", "numpy<2"]
+DEMO = [*BEAM_SEARCH, "espeakng-loader>=0.2.4", "matplotlib>=3.8"]
+DEV = [*DEMO, "pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "ruff>=0.6"]
+
+setup(
+    name="lact-asr",
+    version="0.1.0",
+    description="Speech recognition with test-time training: LaCT fast weights on a Wav2Vec2 front end",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8") if (ROOT / "README.md").exists() else "",
+    long_description_content_type="text/markdown",
+    python_requires=">=3.10,<3.13",
+    packages=PACKAGES,
+    install_requires=RUNTIME,
+    extras_require={"beam": BEAM_SEARCH, "demo": DEMO, "dev": DEV},
+)
