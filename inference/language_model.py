@@ -213,7 +213,7 @@ class LanguageModel:
         as their words are spellable.
 
         Args:
-            characters: the acoustic model's characters (white space not among them).
+            characters: the acoustic model's characters (single ones, white space not among them).
 
         Returns:
             For each character, the one that stands for it in this model's words.
@@ -228,7 +228,10 @@ class LanguageModel:
         candidates = [same]
         for change_case in (str.lower, str.upper):
             changed = {character: change_case(character) for character in characters}
-            if len(set(changed.values())) == len(changed):  # else two characters could not be told apart afterwards
+            # Else two characters could not be told apart afterwards, or one would become two (ß, SS).
+            if len(set(changed.values())) == len(changed) and all(
+                len(character) == 1 for character in changed.values()
+            ):
                 candidates.append(changed)
         shares = [self._spellable_share(set("".join(candidate.values()))) for candidate in candidates]
         best = max(range(len(candidates)), key=shares.__getitem__)

@@ -87,10 +87,13 @@ def _replacing(path: Path) -> Iterator[TextIO]:
         with open_file(temporary, "wt", encoding="utf-8") as file:
             yield file
         os.replace(temporary, path)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise InputError(f"cannot write language model {path}: {path.parent} is not a folder") from error
     except OSError as error:
         raise InputError(f"cannot write language model {path}: {error.strerror or error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def build_ngram(texts: Iterable[str], path: str | Path, order: int = 3) -> Path:

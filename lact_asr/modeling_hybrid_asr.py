@@ -173,13 +173,14 @@ class HybridASRForCTC(HybridASRPreTrainedModel):
         return self.front_end.frame_lengths(sample_lengths)
 
     def masked_prediction_loss(
-        self, input_values: Tensor, attention_mask: Tensor | None, masked_frames: Tensor
+        self, input_values: Tensor, attention_mask: Tensor | None, masked_frames: Tensor, teacher: Tensor | None = None
     ) -> Tensor:
         """The self-supervised loss of test-time training, without labels.
 
         Args:
             input_values, attention_mask: as in `forward`.
             masked_frames: [B, T] bool, the frames to predict.
+            teacher: [B, T, D] hidden states to predict, ``hidden_states[-1]`` of an unmasked pass; None runs one.
 
         Raises:
             ValueError: the model was trained without ``enable_ttt`` and has no predictor.
@@ -187,18 +188,19 @@ class HybridASRForCTC(HybridASRPreTrainedModel):
         if self.masked_prediction is None:
             raise ValueError("This model has no masked-prediction head: it was trained without --enable_ttt.")
         features, _, frame_mask = self.encode(input_values, attention_mask)
+        if teacher is None:
+            teacher = self._teach(features, frame_mask)
         student, _, _ = self._run_blocks(self._hide(features, masked_frames), frame_mask)
-        return self._masked_prediction_loss(student, features, frame_mask, masked_frames)
-
-    def _masked_prediction_loss(
-        self, student: Tensor, features: Tensor, frame_mask: Tensor, masked_frames: Tensor
-    ) -> Tensor:
-        was_training = self.training
-        self.eval()  # the target is what the model itself would say: no dropout, every layer
-        with torch.no_grad():
-            teacher, _, _ = self._run_blocks(features, frame_mask)
-        self.train(was_training)
         return self.masked_prediction.loss(student, teacher, masked_frames & frame_mask)
+
+    @torch.no_grad()
+    def _teach(self, features: Tensor, frame_mask: Tensor) -> Tensor:
+        """The unmasked pass, as the model itself would say it: no dropout, every layer, no gradient."""
+        was_training = self.training
+        self.eval()
+        teacher, _, _ = self._run_blocks(features, frame_mask)
+        self.train(was_training)
+        return teacher
 
     def _add_losses(
         self, output: HybridASROutput, labels: Tensor, hidden_states: Tensor, features: Tensor, frame_mask: Tensor,
@@ -207,7 +209,8 @@ class HybridASRForCTC(HybridASRPreTrainedModel):
         output.loss = self._ctc_loss(output.logits, output.frame_lengths, labels)
         output.ctc_loss = output.loss.detach()
         if self.training and self.masked_prediction is not None:
-            ttt_loss = self._masked_prediction_loss(hidden_states, features, frame_mask, masked_frames)
+            teacher = self._teach(features, frame_mask)
+            ttt_loss = self.masked_prediction.loss(hidden_states, teacher, masked_frames & frame_mask)
             output.loss = output.loss + self.config.ttt_loss_weight * ttt_loss
             output.ttt_loss = ttt_loss.detach()
 

@@ -1,77 +1,24 @@
 """The convolutional front end of the Wav2Vec2 family, from waveform to frames, at a frame rate of one's choice.
 
-Wav2Vec2, HuBERT, WavLM and Data2VecAudio share one architecture: seven convolutions with strides (5, 2, 2, 2, 2, 2, 2),
-of which the first four reduce the samples 40 times and the last three, the *tail*, 8 times more (320 samples, 50 Hz).
-Here the tail's factor is 1 to 8 and pretrained weights keep their meaning; see `retuned_tail`.
+Wav2Vec2, HuBERT, WavLM and Data2VecAudio share one architecture, which `lact_asr.front_end_architecture` describes;
+their checkpoints are read by `lact_asr.pretrained_front_end`.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import pickle
-import re
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import AutoConfig
 from transformers.activations import ACT2FN
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME, cached_file
 
 from lact_asr.configuration_hybrid_asr import SAMPLE_RATE_HZ, SAMPLES_PER_HEAD_FRAME
 from lact_asr.errors import InputError
-
-STOCK_STRIDES = (5, 2, 2, 2, 2, 2, 2)
-STOCK_DS_FACTOR = 8  # the product of the last three
-
-_CONFIG_KEYS = (
-    "conv_dim",
-    "conv_kernel",
-    "conv_stride",
-    "conv_bias",
-    "feat_extract_norm",
-    "feat_extract_activation",
-)
-_FRONT_END_KEY = re.compile(r"(?:^|\.)feature_extractor\.(conv_layers\..+)$")
-
-
-def retuned_tail(factor: int) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-    """Strides and dilations of the last three layers for a total down-sampling of the tail by ``factor``.
-
-    A layer reads its inputs at multiples of its dilation d, in steps of its stride s. With stock strides 2 and new
-    strides s_j, whose product is ``factor``, the inputs of tail layer i come prod_{j<i} (2 / s_j) times as densely as in
-    the stock encoder, so with
-
-        d_i = prod_{j<i} 2 / s_j
-
-    every tap falls on the very samples it falls on in the stock encoder: the receptive field stays at 400 samples, and
-    frame t equals the single frame that the stock encoder gives for samples [40 factor t, 40 factor t + 400). Early
-    strides are kept at 2 as long as the factor is divisible, since a later reduction means more frames to compute.
-
-    Args:
-        factor: 1 to 8; 8 is the stock encoder.
-
-    Returns:
-        ``(strides, dilations)``, three each: for 5, ``((1, 1, 5), (1, 2, 4))``.
-
-    Raises:
-        InputError: the factor is not an integer from 1 to 8.
-    """
-    if isinstance(factor, bool) or not isinstance(factor, int) or not 1 <= factor <= STOCK_DS_FACTOR:
-        raise InputError(f"encoder_target_ds_factor is {factor!r} but must be an integer from 1 to {STOCK_DS_FACTOR}.")
-    strides, dilations = [], []
-    remaining, dilation = factor, 1
-    for is_last in (False, False, True):
-        stride = remaining if is_last else 2 - remaining % 2
-        strides.append(stride)
-        dilations.append(dilation)
-        remaining //= stride
-        dilation = dilation * 2 // stride  # exact: only the last stride can be other than 1 or 2
-    return tuple(strides), tuple(dilations)
+from lact_asr.front_end_architecture import STOCK_DS_FACTOR, STOCK_STRIDES, front_end_values, retuned_tail
+from lact_asr.pretrained_front_end import front_end_config_from_pretrained, read_front_end_weights
 
 
 def frames_mask(lengths: torch.Tensor, num_frames: int) -> torch.Tensor:
@@ -194,7 +141,7 @@ class Wav2Vec2FrontEnd(nn.Module):
 
     def __init__(self, config: Any) -> None:
         super().__init__()
-        values = _front_end_values(config, source="The configuration")
+        values = front_end_values(config, source="The configuration")
         self.target_ds_factor = getattr(config, "encoder_target_ds_factor", STOCK_DS_FACTOR)
         tail_strides, tail_dilations = retuned_tail(self.target_ds_factor)
         strides = STOCK_STRIDES[:4] + tail_strides
@@ -312,136 +259,3 @@ class Wav2Vec2FrontEnd(nn.Module):
         if ragged:
             hidden = hidden.masked_fill(~frames_mask(lengths, hidden.shape[1])[:, :, None], 0.0)
         return hidden, lengths
-
-
-def front_end_config_from_pretrained(name_or_folder: str | os.PathLike) -> dict[str, Any]:
-    """The configuration keys of a checkpoint's front end, with which a `Wav2Vec2FrontEnd` can load it.
-
-    Returns:
-        ``conv_dim``, ``conv_kernel``, ``conv_stride`` (tuples of seven), ``conv_bias``, ``feat_extract_norm`` and
-        ``feat_extract_activation``. The down-sampling factor is the user's choice and not among them.
-
-    Raises:
-        InputError: no such folder or hub name, an unreadable config.json, or another architecture.
-    """
-    name = os.fspath(name_or_folder)
-    if os.path.isfile(name):
-        raise InputError(f"{name} is a file; give the folder that holds it and its config.json, or a hub name.")
-    if os.path.isdir(name) and not os.path.isfile(os.path.join(name, "config.json")):
-        raise InputError(f"The folder {name} has no config.json; give one written by save_pretrained.")
-    try:
-        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        if os.path.isdir(name):
-            raise InputError(f"The configuration in {name} cannot be used: {_first_line(error)}") from error
-        raise InputError(
-            f"{name!r} is neither a folder nor a hub model that can be reached or is in the local cache; check the "
-            "spelling, or download the model and give its folder."
-        ) from error
-    return _front_end_values(config, source=f"The checkpoint {name}")
-
-
-def read_front_end_weights(name_or_folder: str | os.PathLike) -> dict[str, torch.Tensor]:
-    """The weights of a checkpoint's front end, whatever model is around it, named ``conv_layers.N.…``.
-
-    Reads model.safetensors, pytorch_model.bin (weights only: nothing in it is executed) or either in shards.
-
-    Raises:
-        InputError: there is no such file, or it is not readable.
-    """
-    weights: dict[str, torch.Tensor] = {}
-    for path in _weight_files(os.fspath(name_or_folder)):
-        for key, tensor in _read_tensors(path).items():
-            if key in weights:
-                raise InputError(f"The checkpoint {name_or_folder} holds more than one front end: {key} occurs twice.")
-            weights[key] = tensor
-    return weights
-
-
-def _front_end_values(config: Any, source: str) -> dict[str, Any]:
-    """Read and check the front end's keys of any family's configuration."""
-    values = {key: getattr(config, key, None) for key in _CONFIG_KEYS}
-    if getattr(config, "model_type", None) == "data2vec-audio" or not hasattr(config, "feat_extract_norm"):
-        values["feat_extract_norm"] = "layer"  # Data2VecAudio knows no other, whatever its configuration file says
-    for key in ("conv_dim", "conv_kernel", "conv_stride"):
-        if not isinstance(values[key], (tuple, list)) or len(values[key]) != len(STOCK_STRIDES):
-            model_type = getattr(config, "model_type", type(config).__name__)
-            raise InputError(
-                f"{source} ({model_type}) has {key} = {values[key]!r}, but a Wav2Vec2 front end has seven layers."
-            )
-        values[key] = tuple(values[key])
-    if values["conv_stride"] != STOCK_STRIDES:
-        raise InputError(
-            f"{source} has conv_stride = {values['conv_stride']}, but only {STOCK_STRIDES} can be retuned; choose the "
-            "frame rate by encoder_target_ds_factor."
-        )
-    if values["feat_extract_norm"] not in ("layer", "group"):
-        raise InputError(f'{source} has feat_extract_norm = {values["feat_extract_norm"]!r}, not "layer" or "group".')
-    if values["feat_extract_activation"] not in ACT2FN:
-        raise InputError(f"{source} has the unknown feat_extract_activation = {values['feat_extract_activation']!r}.")
-    values["conv_bias"] = bool(values["conv_bias"])
-    return values
-
-
-def _weight_files(name: str) -> list[str]:
-    """The files in which the front end's weights lie; of several formats the first that exists."""
-    for filename in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME):
-        path = _find_file(name, filename)
-        if path is None:
-            continue
-        if filename not in (SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_INDEX_NAME):
-            return [path]
-        return [_require_file(name, shard) for shard in _shards_with_front_end(path)]
-    raise InputError(f"There is neither {SAFE_WEIGHTS_NAME} nor {WEIGHTS_NAME} (nor shards of them) in {name}.")
-
-
-def _shards_with_front_end(index_path: str) -> list[str]:
-    try:
-        with open(index_path, encoding="utf-8") as file:
-            weight_map = json.load(file)["weight_map"]
-        return sorted({shard for key, shard in weight_map.items() if _FRONT_END_KEY.search(key)})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"The shard index {index_path} cannot be read: {_first_line(error)}") from error
-
-
-def _find_file(name: str, filename: str) -> str | None:
-    try:
-        return cached_file(
-            name,
-            filename,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-        )
-    except (OSError, ValueError) as error:
-        raise InputError(f"Cannot get {filename} of {name}: {_first_line(error)}") from error
-
-
-def _require_file(name: str, filename: str) -> str:
-    path = _find_file(name, filename)
-    if path is None:
-        raise InputError(f"The checkpoint {name} names the file {filename} in its index but does not have it.")
-    return path
-
-
-def _read_tensors(path: str) -> dict[str, torch.Tensor]:
-    """The front-end tensors of one file, named ``conv_layers.N.…``."""
-    try:
-        if path.endswith(".safetensors"):
-            with safe_open(path, framework="pt") as file:
-                found = [(k, file.get_tensor(k)) for k in file.keys() if _FRONT_END_KEY.search(k)]  # noqa: SIM118
-        else:
-            contents = torch.load(path, map_location="cpu", weights_only=True)
-            found = [(k, v) for k, v in contents.items() if _FRONT_END_KEY.search(k) and isinstance(v, torch.Tensor)]
-    except pickle.UnpicklingError as error:
-        raise InputError(f"The weights {path} are damaged or hold more than plain tensors.") from error
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, AttributeError, TypeError, SafetensorError) as error:
-        raise InputError(f"The weights {path} cannot be read: {_first_line(error)}") from error
-    tensors = {_FRONT_END_KEY.search(key).group(1): tensor for key, tensor in found}
-    if len(tensors) != len(found):
-        raise InputError(f"The weights {path} hold more than one front end.")
-    return tensors
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".:") + "." if lines else f"{type(error).__name__}."

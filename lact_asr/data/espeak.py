@@ -6,6 +6,7 @@ Only what the corpus generator needs: one text in, its samples out, the same sam
 from __future__ import annotations
 
 import ctypes
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,12 +20,23 @@ _CHARS_UTF8 = 1
 _POS_CHARACTER = 1
 _PARAMETER_RATE, _PARAMETER_VOLUME, _PARAMETER_PITCH, _PARAMETER_RANGE = 1, 2, 3, 4
 _OK = 0
-_CONTINUE, _ABORT = 0, 1
+_CONTINUE = 0
 
-_NEUTRAL_VOLUME = 90  # leaves headroom under int16's limit: louder settings clip some voices' vowels
+_VOLUME = 60  # of 100, eSpeak's neutral: some voices reach the limit of int16 there, and the level is set afterwards anyway
+_RANDOM_SEED = 1
 _CALLBACK_MILLISECONDS = 200
 
 _SynthCallback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
+
+
+def _unload(handle: int) -> None:
+    """What ctypes lacks: drop a library, so that loading it again starts from fresh variables."""
+    if sys.platform == "win32":
+        ctypes.windll.kernel32.FreeLibrary(ctypes.c_void_p(handle))
+    else:
+        import _ctypes
+
+        _ctypes.dlclose(handle)
 
 
 @dataclass(frozen=True)
@@ -46,12 +58,16 @@ class VoiceSettings:
     pitch_range: int
 
     @property
-    def voice_name(self) -> str:
+    def espeak_name(self) -> str:
         return f"{self.language}+{self.variant}" if self.variant else self.language
 
 
 class EspeakSynthesiser:
-    """eSpeak NG, loaded once a process (the library's state is global, so one object a process is enough).
+    """eSpeak NG, loaded anew: what it says depends on the request only.
+
+    The library keeps state from one text to the next (the phase of the voice, of its flutter, of its noise, the echo), which
+    `espeak_Terminate` does not reset, so that the samples of a text would depend on what was spoken before. Only loading
+    the library again resets all of it (8 ms); hence one object for each utterance, used as a context manager.
 
     Raises:
         InputError: espeakng-loader is not installed, or its library does not load.
@@ -61,25 +77,30 @@ class EspeakSynthesiser:
         try:
             import espeakng_loader
         except ImportError as error:
-            raise InputError("generated speech needs the package espeakng-loader: pip install espeakng-loader") from error
+            raise InputError("generated speech needs espeakng-loader: pip install espeakng-loader") from error
         try:
             self._library = ctypes.CDLL(espeakng_loader.get_library_path())
-            self._data_folder = espeakng_loader.get_data_path().encode()
+            data_folder = espeakng_loader.get_data_path()
         except (OSError, RuntimeError) as error:
             raise InputError(f"espeakng-loader's library does not load: {error}; reinstall espeakng-loader") from error
         self._chunks: list[np.ndarray] = []
         # Kept as an attribute: eSpeak holds only the pointer, and Python would free the callback.
         self._callback = _SynthCallback(self._receive)
-        self._initialise()
-
-    def _initialise(self) -> None:
-        rate = self._library.espeak_Initialize(
-            _AUDIO_OUTPUT_SYNCHRONOUS, _CALLBACK_MILLISECONDS, self._data_folder, _INITIALIZE_DONT_EXIT
+        rate_hz = self._library.espeak_Initialize(
+            _AUDIO_OUTPUT_SYNCHRONOUS, _CALLBACK_MILLISECONDS, data_folder.encode(), _INITIALIZE_DONT_EXIT
         )
-        if rate <= 0:
-            raise InputError(f"eSpeak NG cannot read its data in {self._data_folder.decode()}; reinstall espeakng-loader")
-        self.sample_rate_hz = rate
+        if rate_hz <= 0:
+            raise InputError(f"eSpeak NG cannot read its data in {data_folder}; reinstall espeakng-loader")
+        self.sample_rate_hz: int = rate_hz
+        self._library.espeak_ng_SetRandSeed(ctypes.c_long(_RANDOM_SEED))
         self._library.espeak_SetSynthCallback(self._callback)
+
+    def __enter__(self) -> EspeakSynthesiser:
+        return self
+
+    def __exit__(self, *_exception) -> None:
+        self._library.espeak_Terminate()
+        _unload(self._library._handle)
 
     def _receive(self, samples, count: int, _events) -> int:
         if samples and count > 0:
@@ -99,24 +120,22 @@ class EspeakSynthesiser:
             voice: How.
 
         Returns:
-            int16 [samples] at `sample_rate_hz`.
+            int16 [samples] at `sample_rate_hz`; empty if there is nothing to say.
 
         Raises:
-            InputError: eSpeak has no such voice, or said nothing.
+            InputError: eSpeak has no such voice.
         """
         self._chunks = []
-        if self._library.espeak_SetVoiceByName(voice.voice_name.encode()) != _OK:
-            raise InputError(f"eSpeak NG has no voice {voice.voice_name!r}")
+        if self._library.espeak_SetVoiceByName(voice.espeak_name.encode()) != _OK:
+            raise InputError(f"eSpeak NG has no voice {voice.espeak_name!r}")
         for parameter, value in (
             (_PARAMETER_RATE, voice.speed_wpm),
-            (_PARAMETER_VOLUME, _NEUTRAL_VOLUME),
+            (_PARAMETER_VOLUME, _VOLUME),
             (_PARAMETER_PITCH, voice.pitch),
             (_PARAMETER_RANGE, voice.pitch_range),
         ):
             self._library.espeak_SetParameter(parameter, value, 0)
         data = text.encode()
-        self._library.espeak_Synth(
-            data, ctypes.c_size_t(len(data) + 1), 0, _POS_CHARACTER, 0, _CHARS_UTF8, None, None
-        )
+        self._library.espeak_Synth(data, ctypes.c_size_t(len(data) + 1), 0, _POS_CHARACTER, 0, _CHARS_UTF8, None, None)
         self._library.espeak_Synchronize()
-        return np.concatenate(self._chunks)
+        return np.concatenate(self._chunks) if self._chunks else np.zeros(0, np.int16)

@@ -1,0 +1,360 @@
+"""Results of recognition, utterance by utterance: computed, kept in a JSON-lines file that survives a killed run, summed up in a table."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from lact_asr.audio import SAMPLE_RATE_HZ
+from lact_asr.errors import InputError
+from lact_asr.metrics import ErrorCounts, count_character_errors, count_word_errors
+
+_SETTINGS_KEY = "settings"
+_ERROR_FIELDS = ("word_errors", "word_errors_without_ttt", "character_errors", "character_errors_without_ttt")
+
+
+@dataclass(frozen=True)
+class UtteranceResult:
+    """One line of a results file.
+
+    Attributes:
+        id: name of the utterance or path of the file.
+        reference: what was said; None if unknown.
+        hypothesis: what was recognised; None if the utterance failed.
+        hypothesis_without_ttt: the same before test-time training; None without it.
+        word_errors, word_errors_without_ttt, character_errors, character_errors_without_ttt: None where there is nothing to compare.
+        audio_seconds: duration of the audio.
+        compute_seconds: time from samples to hypothesis, both passes and TTT included.
+        message: why the utterance failed; None if it did not.
+    """
+
+    id: str
+    reference: str | None = None
+    hypothesis: str | None = None
+    hypothesis_without_ttt: str | None = None
+    word_errors: ErrorCounts | None = None
+    word_errors_without_ttt: ErrorCounts | None = None
+    character_errors: ErrorCounts | None = None
+    character_errors_without_ttt: ErrorCounts | None = None
+    audio_seconds: float = 0.0
+    compute_seconds: float = 0.0
+    message: str | None = None
+
+    @property
+    def failed(self) -> bool:
+        """Whether there is a message instead of a hypothesis."""
+        return self.message is not None
+
+    @classmethod
+    def scored(
+        cls,
+        id: str,
+        reference: str | None,
+        hypothesis: str,
+        hypothesis_without_ttt: str | None = None,
+        *,
+        audio_seconds: float,
+        compute_seconds: float,
+    ) -> UtteranceResult:
+        """Compare hypotheses with the reference, if there is one."""
+
+        def errors(count: Callable[[str, str], ErrorCounts], text: str | None) -> ErrorCounts | None:
+            return None if reference is None or text is None else count(reference, text)
+
+        return cls(
+            id,
+            reference,
+            hypothesis,
+            hypothesis_without_ttt,
+            errors(count_word_errors, hypothesis),
+            errors(count_word_errors, hypothesis_without_ttt),
+            errors(count_character_errors, hypothesis),
+            errors(count_character_errors, hypothesis_without_ttt),
+            audio_seconds,
+            compute_seconds,
+        )
+
+    @classmethod
+    def from_dict(cls, values: Mapping) -> UtteranceResult:
+        """Undo `dataclasses.asdict`; raises TypeError for other keys."""
+        counts = {name: ErrorCounts(**values[name]) for name in _ERROR_FIELDS if values.get(name) is not None}
+        return cls(**{**values, **counts})
+
+
+# ---------------------------------------------------------------- the results file
+
+
+def _parse_line(path: Path, number: int, line: bytes) -> UtteranceResult | dict:
+    """Read one line of a results file: a result, or the settings as a dict."""
+    try:
+        values = json.loads(line)
+        if not isinstance(values, dict):
+            raise TypeError("not a JSON object")
+        if set(values) == {_SETTINGS_KEY}:
+            return values[_SETTINGS_KEY]
+        return UtteranceResult.from_dict(values)
+    except (ValueError, TypeError) as error:  # ValueError includes bad JSON and bad UTF-8
+        names = ", ".join(field.name for field in fields(UtteranceResult))
+        raise InputError(f"results file {path}, line {number}, is not a JSON object with {names}") from error
+
+
+def _read_lines(path: Path) -> tuple[list[UtteranceResult], dict | None, int]:
+    """Read a results file; returns results, settings, and the number of bytes up to the last complete line."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"results file {path} cannot be read: {error.strerror}") from error
+    complete_bytes = content.rfind(b"\n") + 1
+    lines = [
+        _parse_line(path, number, line) for number, line in enumerate(content[:complete_bytes].splitlines(), 1) if line
+    ]
+    settings = next((line for line in lines if isinstance(line, dict)), None)
+    return [line for line in lines if isinstance(line, UtteranceResult)], settings, complete_bytes
+
+
+def read_results(path: str | Path) -> list[UtteranceResult]:
+    """Read a results file. Of several lines for one id (a failure repeated by a resumed run) the last counts; a torn last line is passed over.
+
+    Raises:
+        InputError: no such file, or a complete line that is not a result (named by number).
+    """
+    results, _, _ = _read_lines(Path(path))
+    return list({result.id: result for result in results}.values())
+
+
+class ResultsWriter:
+    """Appends results to a JSON-lines file as they come, so that a killed run loses nothing but its last utterance.
+
+    Use as a context manager; `done` holds the results of an earlier run to be resumed (failures are not among them: they are tried again).
+    The first line holds the run's settings, so that a run is not resumed with others. A file that got no result is removed again.
+    """
+
+    def __init__(self, path: str | Path, settings: Mapping | None = None, *, resume: bool = False):
+        """Name the file; nothing is written before the context is entered.
+
+        Args:
+            path: file to write; its folder is created.
+            settings: what decides the results (checkpoint, beam size, …), as JSON values.
+            resume: keep what an earlier run wrote, after its torn last line, if any, is cut off; else the file is replaced.
+        """
+        self.path = Path(path)
+        self.settings = json.loads(json.dumps(dict(settings or {})))  # as it will read back
+        self.resume = resume
+        self.done: dict[str, UtteranceResult] = {}
+        self._file = None
+        self._holds_results = False
+
+    def __enter__(self) -> ResultsWriter:
+        keep_bytes = self._take_up_earlier_run() if self.resume and self.path.exists() else 0
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self.path.open("r+b" if keep_bytes else "wb")
+            self._file.truncate(keep_bytes)
+            self._file.seek(keep_bytes)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise InputError(f"cannot write results file {self.path}: {self.path.parent} is not a folder") from error
+        except OSError as error:
+            raise InputError(f"cannot write results file {self.path}: {error.strerror}") from error
+        if not keep_bytes:
+            self._append({_SETTINGS_KEY: self.settings})
+        return self
+
+    def _take_up_earlier_run(self) -> int:
+        results, settings, complete_bytes = _read_lines(self.path)
+        earlier = settings or {}
+        for key in sorted(earlier.keys() | self.settings.keys()) if complete_bytes else ():
+            if earlier.get(key) != self.settings.get(key):
+                raise InputError(
+                    f"results file {self.path} was written with {key} {earlier.get(key)!r}, not {self.settings.get(key)!r}: "
+                    "resume with the same settings or choose another file"
+                )
+        self._holds_results = bool(results)
+        self.done = {result.id: result for result in results if not result.failed}
+        return complete_bytes
+
+    def __exit__(self, *exception) -> None:
+        self._file.close()
+        if not self._holds_results:
+            self.path.unlink(missing_ok=True)
+
+    def write(self, result: UtteranceResult) -> None:
+        """Append a result and hand it to the operating system."""
+        self._append(asdict(result))
+        self._holds_results = True
+
+    def _append(self, values: Mapping) -> None:
+        self._file.write(json.dumps(values, ensure_ascii=False).encode() + b"\n")
+        self._file.flush()
+
+
+# ---------------------------------------------------------------- running
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """Something to recognise: `read` gives float32 [samples] at 16 kHz, or raises `InputError` where the file is bad."""
+
+    id: str
+    reference: str | None
+    read: Callable[[], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Hypotheses:
+    """What a recogniser answers: the text, and with test-time training also the text before it."""
+
+    text: str
+    text_without_ttt: str | None = None
+
+
+def evaluate(
+    utterances: Sequence[Utterance],
+    recognise: Callable[[np.ndarray], Hypotheses],
+    writer: ResultsWriter | None = None,
+) -> list[UtteranceResult]:
+    """Recognise utterances one by one, with a progress bar. A bad file is recorded with its sentence and the rest go on.
+
+    Args:
+        utterances: those that `writer.done` holds are taken from there.
+        recognise: from float32 [samples] to hypotheses; an `InputError` of its (too short for a frame, …) counts as the file's.
+        writer: an entered `ResultsWriter`, or None to write nothing.
+
+    Returns:
+        One result for each utterance, in their order.
+    """
+    done = writer.done if writer else {}
+    results = []
+    for utterance in tqdm(utterances, desc="recognising", unit="utterance", mininterval=1.0):
+        result = done.get(utterance.id)
+        if result is None:
+            result = _evaluate_one(utterance, recognise)
+            if writer:
+                writer.write(result)
+        results.append(result)
+    return results
+
+
+def _evaluate_one(utterance: Utterance, recognise: Callable[[np.ndarray], Hypotheses]) -> UtteranceResult:
+    try:
+        samples = utterance.read()
+        started = time.perf_counter()
+        hypotheses = recognise(samples)
+        compute_seconds = time.perf_counter() - started
+    except InputError as error:
+        tqdm.write(f"{utterance.id}: {error}", file=sys.stderr)
+        return UtteranceResult(utterance.id, utterance.reference, message=str(error))
+    return UtteranceResult.scored(
+        utterance.id,
+        utterance.reference,
+        hypotheses.text,
+        hypotheses.text_without_ttt,
+        audio_seconds=len(samples) / SAMPLE_RATE_HZ,
+        compute_seconds=compute_seconds,
+    )
+
+
+# ---------------------------------------------------------------- summing up
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Sums over results. Failed utterances are counted, and left out of everything else.
+
+    Attributes:
+        utterances: all, failed ones included.
+        failed: those without a hypothesis.
+        words, characters: errors; None if no utterance had a reference.
+        words_without_ttt, characters_without_ttt: the same before TTT; None if there was none.
+        audio_seconds, compute_seconds: of the recognised utterances.
+    """
+
+    utterances: int
+    failed: int
+    words: ErrorCounts | None
+    words_without_ttt: ErrorCounts | None
+    characters: ErrorCounts | None
+    characters_without_ttt: ErrorCounts | None
+    audio_seconds: float
+    compute_seconds: float
+
+    @property
+    def real_time_factor(self) -> float | None:
+        """Seconds of compute for a second of audio; None without audio."""
+        return self.compute_seconds / self.audio_seconds if self.audio_seconds else None
+
+
+def summarise(results: Iterable[UtteranceResult]) -> Summary:
+    """Add up the errors and times of results."""
+    results = list(results)
+    recognised = [result for result in results if not result.failed]
+
+    def total(name: str) -> ErrorCounts | None:
+        counts = [getattr(result, name) for result in recognised if getattr(result, name) is not None]
+        return sum(counts, ErrorCounts()) if counts else None
+
+    return Summary(
+        utterances=len(results),
+        failed=len(results) - len(recognised),
+        words=total("word_errors"),
+        words_without_ttt=total("word_errors_without_ttt"),
+        characters=total("character_errors"),
+        characters_without_ttt=total("character_errors_without_ttt"),
+        audio_seconds=sum(result.audio_seconds for result in recognised),
+        compute_seconds=sum(result.compute_seconds for result in recognised),
+    )
+
+
+def _percent(counts: ErrorCounts | None) -> str:
+    return "–" if counts is None else f"{100 * counts.rate:.1f}"
+
+
+def format_table(summaries: Mapping[str, Summary]) -> str:
+    """Write summaries as a Markdown table whose columns also line up in a terminal; rates in per cent.
+
+    Columns that no row fills (error rates before TTT, failures) are left out.
+    """
+    header = [
+        "",
+        "utterances",
+        "failed",
+        "words",
+        "WER %",
+        "WER % without TTT",
+        "CER %",
+        "CER % without TTT",
+        "real-time factor",
+    ]
+    rows = [
+        [
+            name,
+            str(summary.utterances),
+            str(summary.failed or "–"),
+            str(summary.words.reference_length) if summary.words else "–",
+            _percent(summary.words),
+            _percent(summary.words_without_ttt),
+            _percent(summary.characters),
+            _percent(summary.characters_without_ttt),
+            "–" if summary.real_time_factor is None else f"{summary.real_time_factor:.3f}",
+        ]
+        for name, summary in summaries.items()
+    ]
+    filled = [column for column in range(len(header)) if column == 0 or any(row[column] != "–" for row in rows)]
+    table = [[row[column] for column in filled] for row in (header, *rows)]
+    widths = [max(3, *(len(row[column]) for row in table)) for column in range(len(filled))]
+
+    def line(cells: Sequence[str]) -> str:
+        name, *numbers = (
+            cell.ljust(width) if not i else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        )
+        return "| " + " | ".join([name, *numbers]) + " |"
+
+    rule = "|".join(["", "-" * (widths[0] + 2), *("-" * (width + 1) + ":" for width in widths[1:]), ""])
+    return "\n".join([line(table[0]), rule, *map(line, table[1:])])

@@ -1,0 +1,339 @@
+"""Decoders against sums over all paths, hand-made alignments, and a real n-gram model."""
+
+import gc
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from lact_asr.errors import InputError
+from lact_asr.inference.decoding import (
+    BeamSearchDecoder,
+    CTCAlphabet,
+    GreedyDecoder,
+    TimedWord,
+    Transcript,
+    make_decoder,
+    tune_language_model_weights,
+)
+from lact_asr.inference.language_model import build_ngram, load_language_model
+from lact_asr.text import build_vocabulary
+
+pytest.importorskip("pyctcdecode")
+
+VOCABULARY = build_vocabulary()
+BLANK = VOCABULARY["<pad>"]
+SENTENCES = [
+    f"{subject} {verb} {thing}"
+    for subject in ("THE BIRD", "MY SISTER", "AN OLD MAN", "THE BALL", "EVERY BELL")
+    for verb in ("SINGS IN", "WALKS TO", "LOOKS AT", "ROLLED INTO")
+    for thing in ("THE GARDEN", "A GREEN RIVER", "MY HOUSE")
+]
+
+
+@pytest.fixture(scope="module")
+def language_model(tmp_path_factory):
+    return load_language_model(build_ngram(SENTENCES, tmp_path_factory.mktemp("lm") / "lm.arpa"))
+
+
+def frames_of(symbols, confidence=0.9, vocabulary=VOCABULARY):
+    """Log-probabilities [T, V]: a symbol per frame ("_" for blank, "XY" for X just ahead of Y), the rest spread evenly."""
+    rows = []
+    for symbol in symbols:
+        row = np.full(len(vocabulary), (1 - confidence) / len(vocabulary))
+        tokens = ["<pad>"] if symbol == "_" else list(symbol)
+        shares = [1.0] if len(tokens) == 1 else [0.55, 0.45]
+        for token, share in zip(tokens, shares, strict=True):
+            row[vocabulary["|" if token == " " else token]] += confidence * share
+        rows.append(np.log(row))
+    return torch.tensor(np.array(rows), dtype=torch.float32)
+
+
+def spell(text, confidence=0.9):
+    """Frames for a text: every character once, a blank after each."""
+    return frames_of([symbol for character in text for symbol in (character, "_")], confidence)
+
+
+def decoders():
+    return [GreedyDecoder(VOCABULARY, BLANK), BeamSearchDecoder(VOCABULARY, BLANK)]
+
+
+@pytest.mark.parametrize("decoder", decoders(), ids=["greedy", "beam"])
+@pytest.mark.parametrize(
+    ("alignment", "text"),
+    [
+        ("AA_B", "AB"),
+        ("BEL_LL", "BELL"),
+        ("BELL", "BEL"),
+        ("_A__A_", "AA"),
+        (" A  B ", "A B"),
+        ("A_ _ _B", "A B"),
+        ("IT'S", "IT'S"),
+        ("____", ""),
+        ("    ", ""),
+    ],
+)
+def test_blanks_repeats_and_spaces(decoder, alignment, text):
+    assert decoder.decode(frames_of(alignment)).text == text
+
+
+@pytest.mark.parametrize("decoder", decoders(), ids=["greedy", "beam"])
+def test_words_carry_their_frames(decoder):
+    transcript = decoder.decode(frames_of("__HHI_ __YOU_UU_"))
+    assert transcript.text == "HI YOUU"
+    assert transcript.words[0] == TimedWord("HI", 2, 5)
+    assert (transcript.words[1].text, transcript.words[1].start_frame, transcript.words[1].end_frame) == ("YOUU", 9, 15)
+
+
+@pytest.mark.parametrize("decoder", decoders(), ids=["greedy", "beam"])
+def test_special_tokens_never_appear(decoder):
+    log_probs = frames_of("CAT").repeat_interleave(2, dim=0)
+    for token in ("<s>", "</s>", "<unk>"):
+        shouted = log_probs.clone()
+        shouted[:, VOCABULARY[token]] = 5.0
+        assert decoder.decode(shouted).text == "CAT"
+        # Without these tokens the same utterance scores the same: they take no probability from the others.
+        silenced = log_probs.clone()
+        silenced[:, VOCABULARY[token]] = -math.inf
+        assert decoder.decode(shouted).score == pytest.approx(decoder.decode(silenced).score, abs=1e-4)
+
+
+def test_random_log_probs_give_only_letters_and_single_spaces():
+    log_probs = torch.randn(4, 40, len(VOCABULARY), generator=torch.Generator().manual_seed(3)).mul(3).log_softmax(-1)
+    for decoder in decoders():
+        for transcript in decoder.decode_batch(log_probs, [40] * 4):
+            assert set(transcript.text) <= set("'ABCDEFGHIJKLMNOPQRSTUVWXYZ ")
+            assert transcript.text == " ".join(transcript.text.split())
+            assert [word.text for word in transcript.words] == transcript.text.split()
+            frames = [frame for word in transcript.words for frame in (word.start_frame, word.end_frame)]
+            assert frames == sorted(frames)
+
+
+@pytest.mark.parametrize("decoder", decoders(), ids=["greedy", "beam"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_padding_is_ignored(decoder, dtype):
+    short, long = spell("GO").to(dtype), spell("STAY HERE").to(dtype)
+    batch = torch.zeros(3, len(long), len(VOCABULARY), dtype=dtype)
+    batch[0, : len(short)], batch[1] = short, long
+    batch[0, len(short) :] = math.nan  # whatever stands in padding must not be looked at
+    results = decoder.decode_batch(batch, torch.tensor([len(short), len(long), 0]))
+    assert [result.text for result in results] == ["GO", "STAY HERE", ""]
+    assert results[0] == decoder.decode(short)
+    assert results[2] == Transcript()
+
+
+def test_numpy_and_tensors_decode_alike():
+    log_probs = spell("SAME")
+    for decoder in decoders():
+        assert decoder.decode(log_probs.numpy()) == decoder.decode(log_probs)
+
+
+@pytest.mark.parametrize("decoder", decoders(), ids=["greedy", "beam"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: x.index_fill(0, torch.tensor([1]), math.nan), "NaN"),
+        (lambda x: x.index_fill(0, torch.tensor([1]), math.inf), "NaN or infinity"),
+        (lambda x: x.index_fill(0, torch.tensor([1]), -math.inf), "no probability"),
+        (lambda x: x[:, :5], "tokens"),
+        (lambda x: x[0], "log_probs must be"),
+    ],
+)
+def test_broken_log_probs_are_an_internal_error(decoder, change, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        decoder.decode(change(spell("OK")))
+    assert not isinstance(caught.value, InputError)
+
+
+@pytest.mark.parametrize("length", [-1, 7])
+def test_length_must_fit(length):
+    with pytest.raises(ValueError, match="length"):
+        GreedyDecoder(VOCABULARY, BLANK).decode(spell("ABC"), length)
+
+
+def text_of_path(path, labels):
+    merged = [label for label, _ in itertools.groupby(path)]
+    return " ".join("".join(labels[index] for index in merged).split())
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "labels", "frame_count"),
+    [({"<pad>": 0, "A": 1, "B": 2}, ["", "A", "B"], 4), ({"<pad>": 0, "|": 1, "A": 2, "B": 3}, ["", " ", "A", "B"], 5)],
+)
+def test_beam_search_without_language_model_is_exact_when_the_beam_is_wide(vocabulary, labels, frame_count):
+    decoder = BeamSearchDecoder(vocabulary, 0, beam_size=10_000, beam_threshold=math.inf, token_threshold=math.inf)
+    differs_from_greedy = 0
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        log_probs = (
+            torch.randn(frame_count, len(labels), generator=generator, dtype=torch.float64).log_softmax(-1).float()
+        )
+        totals = {}
+        for path in itertools.product(range(len(labels)), repeat=frame_count):
+            text = text_of_path(path, labels)
+            probability = math.exp(sum(log_probs[t, index].item() for t, index in enumerate(path)))
+            totals[text] = totals.get(text, 0.0) + probability
+        best = max(totals, key=totals.get)
+        transcript = decoder.decode(log_probs)
+        assert transcript.text == best
+        assert transcript.score == transcript.acoustic_score == pytest.approx(math.log(totals[best]), abs=1e-4)
+        differs_from_greedy += GreedyDecoder(vocabulary, 0).decode(log_probs).text != best
+    assert differs_from_greedy > 0  # else the sums over paths would not have been tested
+
+
+def test_language_model_mends_spelling(language_model):
+    # Where two letters compete, the wrong one is just ahead.
+    log_probs = frames_of([*"THE B", "UI", *"RD SIN", "KG", *"S ", "IO", *"N THE GARD", "AE", "N"])
+    greedy = GreedyDecoder(VOCABULARY, BLANK).decode(log_probs).text
+    plain = BeamSearchDecoder(VOCABULARY, BLANK).decode(log_probs)
+    mended = BeamSearchDecoder(VOCABULARY, BLANK, language_model).decode(log_probs)
+    assert greedy == plain.text == "THE BURD SINKS IN THE GARDAN"
+    assert mended.text == "THE BIRD SINGS IN THE GARDEN"
+    assert [word.start_frame for word in mended.words] == [0, 4, 9, 15, 18, 22]
+    log_likelihood = language_model.model.score(mended.text) * math.log(10)
+    assert mended.score == pytest.approx(mended.acoustic_score + 0.5 * log_likelihood + 6 * 1.5, abs=1e-3)
+
+
+def test_words_that_the_language_model_does_not_know_survive_clear_speech(language_model):
+    # Every letter costs 7 nats to change at this confidence, more than an unknown word.
+    log_probs = spell("THE ZEBRA LOOKS AT XERXES", confidence=0.999)
+    assert (
+        BeamSearchDecoder(VOCABULARY, BLANK, language_model, beam_threshold=50).decode(log_probs).text
+        == "THE ZEBRA LOOKS AT XERXES"
+    )
+
+
+@pytest.mark.parametrize("alignment", ["_" * 30, " " * 30, "_ " * 15])
+def test_silence_stays_empty_with_a_language_model(language_model, alignment):
+    transcript = BeamSearchDecoder(VOCABULARY, BLANK, language_model).decode(frames_of(alignment))
+    assert (transcript.text, transcript.words) == ("", ())
+
+
+def test_a_space_at_the_end_changes_nothing(language_model):
+    decoder = BeamSearchDecoder(VOCABULARY, BLANK, language_model)
+    without, with_space = (
+        decoder.decode(spell("MY SISTER WALKS", 0.99)),
+        decoder.decode(spell("MY SISTER WALKS ", 0.99)),
+    )
+    assert without.text == with_space.text == "MY SISTER WALKS"
+    assert with_space.score - with_space.acoustic_score == pytest.approx(without.score - without.acoustic_score)
+
+
+def test_lower_case_language_model_serves_an_upper_case_model(tmp_path, language_model):
+    lower = load_language_model(build_ngram([text.lower() for text in SENTENCES], tmp_path / "lower.arpa"))
+    log_probs = frames_of([*"THE B", "UI", *"RD SIN", "KG", "S"])
+    expected = BeamSearchDecoder(VOCABULARY, BLANK, language_model).decode(log_probs)
+    assert expected.text == "THE BIRD SINGS"
+    actual = BeamSearchDecoder(VOCABULARY, BLANK, lower).decode(log_probs)
+    assert (actual.text, actual.words) == (expected.text, expected.words)
+    assert actual.score == pytest.approx(expected.score, abs=1e-6)
+
+
+def test_language_model_of_another_vocabulary_is_refused(tmp_path):
+    russian = load_language_model(build_ngram(["мама мыла раму", "мама мыла окно"], tmp_path / "ru.arpa"))
+    with pytest.raises(InputError, match="another vocabulary"):
+        BeamSearchDecoder(VOCABULARY, BLANK, russian)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"beam_size": 0},
+        {"beam_threshold": -5.0},
+        {"beam_threshold": math.nan},
+        {"lm_weight": math.nan},
+        {"word_score": math.inf},
+    ],
+)
+def test_impossible_options(options):
+    with pytest.raises(InputError, match=next(iter(options))):
+        BeamSearchDecoder(VOCABULARY, BLANK, **options)
+
+
+def test_vocabularies_without_what_decoding_needs(language_model):
+    with pytest.raises(InputError, match="no character"):
+        GreedyDecoder({"<pad>": 0, "<s>": 1, "<unk>": 2}, 0)
+    with pytest.raises(InputError, match="one id"):
+        GreedyDecoder({"<pad>": 0, "A": 1, "B": 1}, 0)
+    with pytest.raises(InputError, match="word delimiter"):
+        BeamSearchDecoder({"<pad>": 0, "A": 1}, 0, language_model)
+
+
+def test_alphabet_leaves_out_what_is_no_text():
+    alphabet = CTCAlphabet({"[PAD]": 3, "[UNK]": 2, "|": 0, "A": 1, "<s>": 4, "B C": 5, "▁": 6, "_": 7}, blank_id=3)
+    assert list(zip(alphabet.columns.tolist(), alphabet.labels, strict=True)) == [
+        (3, ""),
+        (0, " "),
+        (1, "A"),
+        (6, "▁"),
+        (7, "_"),
+    ]
+
+
+def test_underscores_and_word_pieces_are_plain_characters():
+    """pyctcdecode takes `_` for a blank and `▁` for a sign of word pieces if it is left to guess."""
+    vocabulary = {"<pad>": 0, "|": 1, "A": 2, "_": 3, "▁": 4}
+    log_probs = torch.full((5, 5), -9.0)
+    for frame, index in enumerate([2, 3, 1, 4, 2]):
+        log_probs[frame, index] = 0.0
+    for decoder in (GreedyDecoder(vocabulary, 0), BeamSearchDecoder(vocabulary, 0)):
+        assert decoder.decode(log_probs).text == "A_ ▁A"
+
+
+def test_decoders_release_their_language_model(language_model):
+    from pyctcdecode.decoder import BeamSearchDecoderCTC
+
+    gc.collect()
+    before = len(BeamSearchDecoderCTC.model_container)
+    decoder = BeamSearchDecoder(VOCABULARY, BLANK, language_model)
+    assert len(BeamSearchDecoderCTC.model_container) == before + 1
+    del decoder
+    gc.collect()
+    assert len(BeamSearchDecoderCTC.model_container) == before
+
+
+def test_nothing_is_logged(language_model, caplog):
+    BeamSearchDecoder(VOCABULARY, BLANK, language_model).decode(spell("THE BIRD"))
+    BeamSearchDecoder(VOCABULARY, BLANK).decode(spell("THE BIRD"))
+    assert caplog.records == []
+
+
+def test_make_decoder_chooses(language_model):
+    assert isinstance(make_decoder(VOCABULARY, BLANK), GreedyDecoder)
+    assert isinstance(make_decoder(VOCABULARY, BLANK, beam_size=5), BeamSearchDecoder)
+    chosen = make_decoder(VOCABULARY, BLANK, language_model=language_model, lm_weight=0.0)
+    assert isinstance(chosen, BeamSearchDecoder)
+
+
+def test_tuning_finds_weights_that_help(language_model):
+    generator = torch.Generator().manual_seed(0)
+    references = SENTENCES[::15]
+    log_probs = [
+        (spell(text, 0.4) + torch.randn(2 * len(text), len(VOCABULARY), generator=generator)).log_softmax(-1)
+        for text in references
+    ]
+
+    def factory(lm_weight, word_score):
+        return BeamSearchDecoder(
+            VOCABULARY, BLANK, language_model, beam_size=20, lm_weight=lm_weight, word_score=word_score
+        )
+
+    lm_weight, word_score, table = tune_language_model_weights(log_probs, references, factory, (0.0, 0.5), (0.0, 1.5))
+    by_weights = {(row.lm_weight, row.word_score): row.errors for row in table}
+    assert list(by_weights) == [(0.0, 0.0), (0.0, 1.5), (0.5, 0.0), (0.5, 1.5)]
+    assert by_weights[lm_weight, word_score].errors == min(errors.errors for errors in by_weights.values())
+    assert lm_weight == 0.5
+    assert by_weights[lm_weight, word_score].rate < by_weights[0.0, 0.0].rate
+    with pytest.raises(ValueError, match="one reference"):
+        tune_language_model_weights([], [], factory)
+
+
+@pytest.mark.gpu
+def test_tensors_on_a_gpu():
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    for decoder in decoders():
+        assert decoder.decode(spell("ON DEVICE").cuda()).text == "ON DEVICE"
+        assert decoder.decode_batch(spell("ON DEVICE").cuda()[None], torch.tensor([18]).cuda())[0].text == "ON DEVICE"

@@ -1,0 +1,231 @@
+"""Results files that survive being killed, corpus runs with bad files, and tables."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+
+from lact_asr.audio import SAMPLE_RATE_HZ
+from lact_asr.errors import InputError
+from lact_asr.inference.evaluation import (
+    Hypotheses,
+    ResultsWriter,
+    Utterance,
+    UtteranceResult,
+    evaluate,
+    format_table,
+    read_results,
+    summarise,
+)
+from lact_asr.metrics import ErrorCounts
+
+GOOD = UtteranceResult.scored("a", "THE CAT SAT", "THE CAT", "A CAT", audio_seconds=2.0, compute_seconds=0.5)
+OTHER = UtteranceResult.scored("b", "HELLO", "HELLO", "HELLO", audio_seconds=2.0, compute_seconds=1.5)
+FAILED = UtteranceResult("c", "LOST", message="audio file c.wav is empty")
+
+
+def write(path, results, **options):
+    with ResultsWriter(path, **options) as writer:
+        for result in results:
+            writer.write(result)
+
+
+def test_scored_counts_words_and_characters_of_both_passes():
+    assert GOOD.word_errors == ErrorCounts(deletions=1, hits=2)
+    assert GOOD.word_errors_without_ttt == ErrorCounts(substitutions=1, deletions=1, hits=1)
+    assert GOOD.character_errors == ErrorCounts(deletions=4, hits=7)
+    without_reference = UtteranceResult.scored("x", None, "TEXT", audio_seconds=1.0, compute_seconds=1.0)
+    assert without_reference.word_errors is None
+    assert without_reference.hypothesis_without_ttt is None
+
+
+def test_results_come_back_as_written(tmp_path):
+    path = tmp_path / "deep" / "results.jsonl"
+    accented = UtteranceResult.scored("é", None, "ÜBER", audio_seconds=1.0, compute_seconds=1.0)
+    write(path, [GOOD, FAILED, accented], settings={"beam_size": 50})
+    assert read_results(path) == [GOOD, FAILED, accented]
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert lines[0] == {"settings": {"beam_size": 50}}
+    assert lines[1]["word_errors"] == {"substitutions": 0, "deletions": 1, "insertions": 0, "hits": 2}
+
+
+def test_each_result_is_in_the_file_at_once(tmp_path):
+    path = tmp_path / "results.jsonl"
+    with ResultsWriter(path) as writer:
+        writer.write(GOOD)
+        assert read_results(path) == [GOOD]
+
+
+def test_torn_last_line_is_passed_over_and_cut_off_on_resuming(tmp_path):
+    path = tmp_path / "results.jsonl"
+    write(path, [GOOD, OTHER])
+    path.write_bytes(path.read_bytes()[:-30])
+    assert read_results(path) == [GOOD]
+    with ResultsWriter(path, resume=True) as writer:
+        assert set(writer.done) == {"a"}
+        writer.write(OTHER)
+    assert read_results(path) == [GOOD, OTHER]
+    assert all(json.loads(line) for line in path.read_text().splitlines())
+
+
+def test_failures_are_tried_again_and_the_last_line_counts(tmp_path):
+    path = tmp_path / "results.jsonl"
+    write(path, [GOOD, FAILED])
+    mended = UtteranceResult.scored("c", "LOST", "LOST", audio_seconds=1.0, compute_seconds=1.0)
+    with ResultsWriter(path, resume=True) as writer:
+        assert set(writer.done) == {"a"}
+        writer.write(mended)
+    assert read_results(path) == [GOOD, mended]
+
+
+def test_without_resume_the_file_is_replaced(tmp_path):
+    path = tmp_path / "results.jsonl"
+    write(path, [GOOD, OTHER])
+    write(path, [FAILED])
+    assert read_results(path) == [FAILED]
+
+
+def test_resuming_with_other_settings_is_refused_and_changes_nothing(tmp_path):
+    path = tmp_path / "results.jsonl"
+    write(path, [GOOD], settings={"beam_size": 50, "lm": None})
+    before = path.read_bytes()
+    with (
+        pytest.raises(InputError, match="beam_size 50, not 10"),
+        ResultsWriter(path, {"beam_size": 10, "lm": None}, resume=True),
+    ):
+        pass
+    assert path.read_bytes() == before
+    with ResultsWriter(path, {"beam_size": 50, "lm": None}, resume=True) as writer:
+        assert list(writer.done) == ["a"]
+
+
+def test_resuming_a_run_killed_before_its_first_line(tmp_path):
+    path = tmp_path / "results.jsonl"
+    path.write_bytes(b'{"sett')
+    write(path, [GOOD], settings={"beam_size": 5}, resume=True)
+    assert read_results(path) == [GOOD]
+    write(tmp_path / "new.jsonl", [OTHER], resume=True)
+    assert read_results(tmp_path / "new.jsonl") == [OTHER]
+
+
+def test_a_run_without_results_leaves_no_file(tmp_path):
+    def fail():
+        with ResultsWriter(tmp_path / "results.jsonl"):
+            raise InputError("a bad flag")
+
+    with pytest.raises(InputError, match="a bad flag"):
+        fail()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("line", ["not json", "[1, 2]", '{"id": "a", "colour": "red"}', '{"reference": "no id"}'])
+def test_a_damaged_line_is_named(tmp_path, line):
+    path = tmp_path / "results.jsonl"
+    write(path, [GOOD])
+    path.write_text(path.read_text() + line + "\n" + json.dumps({"id": "z"}) + "\n")
+    with pytest.raises(InputError, match=r"results\.jsonl, line 3"):
+        read_results(path)
+
+
+def test_files_that_cannot_be_opened(tmp_path):
+    with pytest.raises(InputError, match="cannot be read"):
+        read_results(tmp_path / "missing.jsonl")
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(InputError, match="cannot write results file"),
+        ResultsWriter(tmp_path / "file" / "results.jsonl"),
+    ):
+        pass
+    with pytest.raises(InputError, match="cannot write results file"), ResultsWriter(tmp_path):
+        pass
+
+
+def utterances_and_recogniser():
+    """Three utterances, the second of them unreadable, and a recogniser that tells durations."""
+
+    def unreadable():
+        raise InputError("audio file two.wav is truncated")
+
+    calls = []
+
+    def recognise(samples):
+        calls.append(len(samples))
+        if len(samples) < 400:
+            raise InputError("shorter than one frame")
+        return Hypotheses("LONG" if len(samples) > SAMPLE_RATE_HZ else "SHORT", "SHORT")
+
+    return (
+        [
+            Utterance("one", "LONG", lambda: np.zeros(2 * SAMPLE_RATE_HZ, np.float32)),
+            Utterance("two", "LOST", unreadable),
+            Utterance("three", "SHORT", lambda: np.zeros(SAMPLE_RATE_HZ // 2, np.float32)),
+            Utterance("four", "TINY", lambda: np.zeros(10, np.float32)),
+        ],
+        recognise,
+        calls,
+    )
+
+
+def test_one_bad_file_is_recorded_and_the_rest_go_on(tmp_path, capsys):
+    utterances, recognise, calls = utterances_and_recogniser()
+    path = tmp_path / "results.jsonl"
+    with ResultsWriter(path) as writer:
+        results = evaluate(utterances, recognise, writer)
+    assert [result.id for result in results] == ["one", "two", "three", "four"]
+    assert [result.message for result in results] == [
+        None,
+        "audio file two.wav is truncated",
+        None,
+        "shorter than one frame",
+    ]
+    assert results[0].audio_seconds == 2.0
+    assert results[0].compute_seconds > 0
+    assert read_results(path) == results
+    assert "two: audio file two.wav is truncated" in capsys.readouterr().err
+
+    calls.clear()
+    with ResultsWriter(path, resume=True) as writer:
+        assert evaluate(utterances, recognise, writer)[0] == results[0]
+    assert calls == [10]  # only the failures were tried again, and the second fails before it is recognised
+
+
+def test_other_exceptions_are_not_swallowed(tmp_path):
+    def broken(samples):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        evaluate(utterances_and_recogniser()[0], broken)
+
+
+def test_summary_by_hand():
+    summary = summarise([GOOD, OTHER, FAILED])
+    assert (summary.utterances, summary.failed) == (3, 1)
+    assert summary.words == ErrorCounts(deletions=1, hits=3)
+    assert summary.words_without_ttt == ErrorCounts(substitutions=1, deletions=1, hits=2)
+    assert summary.words.rate == 0.25
+    assert summary.characters.rate == pytest.approx(4 / 16)
+    assert summary.real_time_factor == pytest.approx(2.0 / 4.0)
+    empty = summarise([FAILED])
+    assert (empty.words, empty.real_time_factor, empty.failed) == (None, None, 1)
+
+
+def test_table_is_markdown_with_only_filled_columns():
+    plain = UtteranceResult.scored("p", "A B", "A C", audio_seconds=10.0, compute_seconds=1.0)
+    lines = format_table({"clean, greedy": summarise([plain]), "10 dB": summarise([plain, plain])}).splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert cells[0] == ["", "utterances", "words", "WER %", "CER %", "real-time factor"]
+    assert cells[2] == ["clean, greedy", "1", "2", "50.0", "33.3", "0.100"]
+    assert cells[3][:3] == ["10 dB", "2", "4"]
+    assert len({len(line) for line in lines}) == 1
+    assert set(lines[1]) == set("|-:")
+    with_all = format_table({"x": summarise([GOOD, FAILED])})
+    assert "failed" in with_all
+    assert "WER % without TTT" in with_all
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_folder_that_may_not_be_written(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(InputError, match="Permission denied"), ResultsWriter(tmp_path / "results.jsonl"):
+        pass

@@ -1,0 +1,115 @@
+"""From the command line to data loaders: corpora are read, checked, reported and batched."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from lact_asr.checkpoint import load_checkpoint
+from lact_asr.data.augmentation import WaveformAugmentation
+from lact_asr.data.batching import SpeechDataLoader, make_dataloader
+from lact_asr.data.corpora import Corpus, drop_unfit, load_corpus
+from lact_asr.data.noise import load_noise_folder
+from lact_asr.errors import InputError
+from lact_asr.processing_hybrid_asr import HybridASRProcessor
+from lact_asr.text import build_vocabulary
+
+
+def load_training_corpora(arguments: argparse.Namespace) -> list[Corpus]:
+    """The main training corpus and every ``--extra_train_data``."""
+    corpora = [load_corpus(arguments.data_dir, arguments.train_subset, arguments.dataset_type)]
+    for extra in arguments.extra_train_data:
+        kind, _, rest = extra.partition(":")
+        folder, _, subsets = rest.rpartition(":")
+        if not folder or not subsets:
+            raise InputError(f"--extra_train_data {extra!r} is not TYPE:FOLDER:SUBSETS.")
+        corpora.append(load_corpus(folder, subsets, kind))
+    return corpora
+
+
+def choose_processor(arguments: argparse.Namespace, corpora: list[Corpus], do_normalize: bool) -> HybridASRProcessor:
+    """The vocabulary of the training transcripts, or of a pretrained checkpoint's tokenizer."""
+    if arguments.vocabulary == "corpus":
+        vocabulary = build_vocabulary(text for corpus in corpora for text in corpus.texts)
+    else:
+        vocabulary = _pretrained_vocabulary(arguments.vocabulary)
+    return HybridASRProcessor.from_vocabulary(vocabulary, do_normalize)
+
+
+def _pretrained_vocabulary(name_or_folder: str) -> dict[str, int]:
+    from transformers import Wav2Vec2CTCTokenizer
+
+    if Path(name_or_folder).is_file():
+        return load_checkpoint(name_or_folder).processor.vocabulary
+    try:
+        return Wav2Vec2CTCTokenizer.from_pretrained(name_or_folder).get_vocab()
+    except Exception as error:  # the hub client raises many kinds for a name that is not there
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"No CTC tokenizer can be loaded from {name_or_folder!r} ({reason})") from None
+
+
+def join_training_corpora(
+    corpora: list[Corpus], arguments: argparse.Namespace, processor: HybridASRProcessor, frame_lengths: Callable
+) -> Corpus:
+    """One corpus of everything that can be trained on; the rest becomes its named problems."""
+    joined = Corpus(" + ".join(corpus.name for corpus in corpora), corpora[0].cuts, list(corpora[0].problems))
+    for corpus in corpora[1:]:
+        taken = {cut.id for cut in joined.cuts}
+        joined.cuts = joined.cuts + corpus.cuts.map(lambda cut, taken=taken: _renamed(cut, taken))
+        joined.problems += corpus.problems
+    joined.cuts = joined.cuts.to_eager()
+    return drop_unfit(
+        joined, frame_lengths, processor.tokenizer, crop_samples(arguments), arguments.max_audio_duration
+    )
+
+
+def _renamed(cut, taken: set[str]):
+    return cut.with_id(f"extra/{cut.id}") if cut.id in taken else cut
+
+
+def crop_samples(arguments: argparse.Namespace) -> int | None:
+    """Length that training audio is cropped to, None for no cropping."""
+    return arguments.crop_samples if arguments.crop_samples > 0 else None
+
+
+def make_training_loader(
+    corpus: Corpus, arguments: argparse.Namespace, processor: HybridASRProcessor, accelerator: Accelerator
+) -> SpeechDataLoader:
+    """Shuffled batches of similar durations, cropped and augmented."""
+    return make_dataloader(
+        corpus.cuts,
+        processor,
+        arguments.batch_size,
+        shuffle=True,
+        seed=arguments.seed,
+        num_buckets=arguments.num_buckets,
+        crop_samples=crop_samples(arguments),
+        num_workers=arguments.num_workers,
+        transform=_augmentation(arguments),
+        cache_bytes=int(arguments.cache_gigabytes * 1e9),
+        world_size=accelerator.num_processes,
+        rank=accelerator.process_index,
+    )
+
+
+def _augmentation(arguments: argparse.Namespace) -> WaveformAugmentation | None:
+    if arguments.noise_dir is None and arguments.speed_factors == (1.0,):
+        return None
+    noises = None if arguments.noise_dir is None else load_noise_folder(arguments.noise_dir)
+    return WaveformAugmentation(
+        arguments.speed_factors, noises, arguments.noise_snr_db, arguments.noise_prob, arguments.seed
+    )
+
+
+def make_evaluation_loader(
+    data_dir: Path, subset: str, arguments: argparse.Namespace, processor: HybridASRProcessor
+) -> tuple[Corpus, SpeechDataLoader]:
+    """All utterances of a subset, whole and unchanged."""
+    corpus = load_corpus(data_dir, subset, arguments.dataset_type)
+    loader = make_dataloader(
+        corpus.cuts, processor, arguments.batch_size, shuffle=False, num_workers=0, cache_bytes=int(0.5e9)
+    )
+    return corpus, loader

@@ -1,0 +1,62 @@
+"""From the command line to a model: configuration, its overrides, pretrained weights."""
+
+from __future__ import annotations
+
+import argparse
+
+from lact_asr.checkpoint import load_checkpoint
+from lact_asr.configuration_hybrid_asr import HybridASRConfig
+from lact_asr.errors import InputError
+from lact_asr.modeling_hybrid_asr import HybridASRForCTC
+from lact_asr.pretrained_front_end import front_end_config_from_pretrained
+from lact_asr.processing_hybrid_asr import HybridASRProcessor
+
+
+def make_config(arguments: argparse.Namespace) -> HybridASRConfig:
+    """The configuration file with the command line's overrides, and with the shape of the pretrained front end if any.
+
+    Raises:
+        InputError: an unknown key or impossible value, or a front end that cannot be loaded.
+    """
+    config = HybridASRConfig.from_json_file(arguments.config_path)
+    if arguments.wav2vec2_model_name is not None:
+        config.use_wav2vec2_encoder, config.wav2vec2_model_name = True, arguments.wav2vec2_model_name
+    for key in ("freeze_encoder", "enable_ttt", "encoder_lr_scale"):
+        if getattr(arguments, key) is not None:
+            setattr(config, key, getattr(arguments, key))
+    if config.use_wav2vec2_encoder and config.wav2vec2_model_name is None:
+        raise InputError("use_wav2vec2_encoder is set but wav2vec2_model_name is not: name a checkpoint or unset it.")
+    if config.freeze_encoder and not config.use_wav2vec2_encoder and arguments.init_checkpoint is None:
+        raise InputError("freeze_encoder would freeze random weights: give --wav2vec2_model_name or --init_checkpoint.")
+    if config.use_wav2vec2_encoder and arguments.init_checkpoint is None:
+        for key, value in front_end_config_from_pretrained(config.wav2vec2_model_name).items():
+            setattr(config, key, value)
+    return config
+
+
+def make_model(
+    config: HybridASRConfig, processor: HybridASRProcessor, arguments: argparse.Namespace
+) -> HybridASRForCTC:
+    """A model with random weights, with a pretrained front end, or with all weights of ``--init_checkpoint``."""
+    config.ctc_vocab_size = len(processor.vocabulary)
+    config.ctc_blank_id = processor.tokenizer.pad_token_id
+    model = HybridASRForCTC(config)
+    if arguments.init_checkpoint is not None:
+        _take_weights(model, processor, arguments.init_checkpoint)
+    elif config.use_wav2vec2_encoder:
+        model.front_end.load_pretrained(config.wav2vec2_model_name)
+    return model
+
+
+def _take_weights(model: HybridASRForCTC, processor: HybridASRProcessor, name_or_path: str) -> None:
+    source = load_checkpoint(name_or_path)
+    if source.processor.vocabulary != processor.vocabulary:
+        raise InputError(f"The vocabulary of {name_or_path} differs from this run's; use --vocabulary {name_or_path}.")
+    missing, unexpected = [], []
+    try:
+        missing, unexpected = model.load_state_dict(source.model.state_dict(), strict=False)
+    except RuntimeError as error:
+        raise InputError(f"The weights of {name_or_path} have other shapes: {' '.join(str(error).split())[:200]}") from None
+    wrong = [name for name in (*missing, *unexpected) if not name.startswith("masked_prediction.")]
+    if wrong:
+        raise InputError(f"The weights of {name_or_path} do not fit the configuration: {wrong[0]} has no counterpart.")

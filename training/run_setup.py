@@ -1,0 +1,122 @@
+"""Puts a run together: accelerator, data, model, language model, log; and scores the test subset at its end."""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import set_seed
+
+from lact_asr.checkpoint import load_checkpoint
+from lact_asr.data.corpora import Corpus
+from lact_asr.errors import InputError
+from lact_asr.inference.ngram_training import build_ngram
+from lact_asr.model_sizes import parameter_counts
+from lact_asr.modeling_hybrid_asr import HybridASRForCTC
+from lact_asr.training.data_setup import (
+    choose_processor,
+    join_training_corpora,
+    load_training_corpora,
+    make_evaluation_loader,
+    make_training_loader,
+)
+from lact_asr.training.model_setup import make_config, make_model
+from lact_asr.training.run_log import RunLog, describe_run, write_json
+from lact_asr.training.trainer import BEST_MODEL, Trainer
+from lact_asr.training.validation import validate
+
+LANGUAGE_MODEL = "lm.arpa"
+
+
+def make_accelerator(arguments: argparse.Namespace) -> Accelerator:
+    """Device, precision and processes.
+
+    Raises:
+        InputError: a GPU was asked for and there is none.
+    """
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda was asked for but PyTorch sees no GPU.")
+    use_cpu = arguments.device == "cpu" or not torch.cuda.is_available()
+    precision = "no"
+    if arguments.mixed_precision and not use_cpu:
+        precision = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    accelerator = Accelerator(
+        cpu=use_cpu,
+        mixed_precision=precision,
+        gradient_accumulation_steps=arguments.gradient_accumulation_steps,
+        # LayerDrop leaves parameters without gradients, differently on each process.
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+    )
+    if arguments.mixed_precision and use_cpu:
+        accelerator.print("--mixed_precision has no effect on the CPU: training in float32.")
+    set_seed(arguments.seed, device_specific=True)
+    return accelerator
+
+
+def make_trainer(arguments: argparse.Namespace, accelerator: Accelerator) -> Trainer:
+    """Read the data, build the model, describe the run in its folder."""
+    config = make_config(arguments)
+    corpora = load_training_corpora(arguments)
+    processor = choose_processor(arguments, corpora, config.do_normalize)
+    model = make_model(config, processor, arguments)
+    training_corpus = join_training_corpora(corpora, arguments, processor, model.frame_lengths)
+    validation_corpus, validation_batches = make_evaluation_loader(
+        arguments.data_dir, arguments.val_subset, arguments, processor
+    )
+    training_batches = make_training_loader(training_corpus, arguments, processor, accelerator)
+    for corpus in (training_corpus, validation_corpus):
+        accelerator.print(corpus.report())
+    _report_batches(arguments, accelerator, training_corpus, training_batches)
+    log = None
+    if accelerator.is_main_process:
+        _describe(arguments, model, processor.vocabulary)
+        _build_language_model(arguments, training_corpus)
+        log = RunLog(arguments.output_dir)
+    trainer = Trainer(arguments, accelerator, model, processor, training_batches, validation_batches, log)
+    if arguments.warmup_steps >= trainer.total_steps:
+        accelerator.print(
+            f"Note: --warmup_steps {arguments.warmup_steps} is not below the run's {trainer.total_steps} steps; "
+            "the learning rate will not reach its peak."
+        )
+    return trainer
+
+
+def _report_batches(
+    arguments: argparse.Namespace, accelerator: Accelerator, corpus: Corpus, batches
+) -> None:
+    seconds = arguments.crop_samples / 16_000
+    cropped = sum(cut.duration > seconds for cut in corpus.cuts) if arguments.crop_samples > 0 else 0
+    accelerator.print(
+        f"{len(batches):,} batches an epoch on each of {accelerator.num_processes} processes, "
+        f"{batches.padding_fraction():.1%} of samples are padding; {cropped:,} utterances cropped to {seconds:.1f} s"
+    )
+
+
+def _describe(arguments: argparse.Namespace, model: HybridASRForCTC, vocabulary: dict[str, int]) -> None:
+    counts = parameter_counts(model)
+    print(f"Model: {counts['total'] / 1e6:.2f} M parameters, {model.config.frame_rate_hz:g} frames a second.")
+    write_json(arguments.output_dir / "run.json", describe_run(vars(arguments), counts))
+    write_json(arguments.output_dir / "vocab.json", vocabulary)
+    model.config.to_json_file(arguments.output_dir / "config.json", use_diff=False)
+
+
+def _build_language_model(arguments: argparse.Namespace, corpus: Corpus) -> None:
+    path = arguments.output_dir / LANGUAGE_MODEL
+    if arguments.lm_order > 0 and not (path.exists() and arguments.resume_from_checkpoint):
+        build_ngram(corpus.texts, path, arguments.lm_order)
+
+
+def score_test_subset(arguments: argparse.Namespace, accelerator: Accelerator) -> None:
+    """Greedy rates of the best model on ``--test_subset``, printed and written to ``test_results.json``."""
+    if arguments.test_subset is None:
+        return
+    checkpoint = load_checkpoint(arguments.output_dir / BEST_MODEL)
+    corpus, batches = make_evaluation_loader(
+        arguments.data_dir, arguments.test_subset, arguments, checkpoint.processor
+    )
+    vocabulary = checkpoint.processor.vocabulary
+    result = validate(checkpoint.model.to(accelerator.device), batches, vocabulary, accelerator.device)
+    print(f"{corpus.name}: greedy WER {result.wer:.2%}, CER {result.cer:.2%}")
+    rates = {"subset": arguments.test_subset, "wer": result.wer, "cer": result.cer, "utterances": len(corpus.cuts)}
+    write_json(arguments.output_dir / "test_results.json", rates)

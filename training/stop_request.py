@@ -1,0 +1,34 @@
+"""A polite stop: SIGTERM and Ctrl-C are noted, and training saves at the next step before it ends."""
+
+from __future__ import annotations
+
+import signal
+
+
+class StopRequest:
+    """Context manager that catches SIGTERM and SIGINT; a second signal ends the process at once."""
+
+    def __init__(self) -> None:
+        self.signal_number: int | None = None
+        self._previous: dict[int, object] = {}
+
+    def __enter__(self) -> StopRequest:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _frame: object) -> None:
+        self.signal_number = number
+        signal.signal(number, signal.SIG_DFL)
+
+    def __bool__(self) -> bool:
+        return self.signal_number is not None
+
+    @property
+    def exit_code(self) -> int:
+        """128 + the signal, as shells report it; 0 without a signal."""
+        return 0 if self.signal_number is None else 128 + self.signal_number

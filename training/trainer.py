@@ -1,0 +1,224 @@
+"""The training loop: accumulation, clipping, schedule, validation, checkpoints, and a stop that loses nothing."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from lact_asr.checkpoint import save_checkpoint
+from lact_asr.data.batching import SpeechDataLoader
+from lact_asr.modeling_hybrid_asr import HybridASRForCTC
+from lact_asr.processing_hybrid_asr import HybridASRProcessor
+from lact_asr.training.optimization import make_optimizer, make_scheduler, parameter_groups
+from lact_asr.training.run_log import RunLog
+from lact_asr.training.stop_request import StopRequest
+from lact_asr.training.training_state import Progress, load_training_state, restore_random_state, save_training_state
+from lact_asr.training.validation import validate
+
+BEST_MODEL = "best_model.pt"
+LAST_CHECKPOINT = "last_checkpoint.pt"
+
+
+class Trainer:
+    """One run: `train` until the last step or a stop request.
+
+    Args:
+        arguments: of `lact_asr.training.arguments`.
+        accelerator: device, processes, precision, accumulation.
+        model, processor: to be trained, and its vocabulary.
+        training_batches: knows its epoch and position.
+        validation_batches: whole labelled utterances; every process holds all, the main one validates.
+        log: of the main process, None on others.
+    """
+
+    def __init__(
+        self,
+        arguments: argparse.Namespace,
+        accelerator: Accelerator,
+        model: HybridASRForCTC,
+        processor: HybridASRProcessor,
+        training_batches: SpeechDataLoader,
+        validation_batches: SpeechDataLoader,
+        log: RunLog | None,
+    ) -> None:
+        self.arguments, self.accelerator, self.log = arguments, accelerator, log
+        self.vocabulary = processor.vocabulary
+        self.training_batches, self.validation_batches = training_batches, validation_batches
+        self.total_steps = total_steps(arguments, len(training_batches))
+        groups = parameter_groups(model, arguments.peak_lr, model.config.encoder_lr_scale, arguments.weight_decay)
+        self.model, self.optimizer = accelerator.prepare(model, make_optimizer(groups))
+        # The schedule counts optimiser steps of the whole run, so accelerate must not multiply it by the processes.
+        self.scheduler = make_scheduler(self.optimizer.optimizer, arguments.warmup_steps, self.total_steps)
+        self.progress = Progress()
+        self._recent: list[dict[str, float]] = []
+
+    @property
+    def plain_model(self) -> HybridASRForCTC:
+        """The model without accelerate's wrappers."""
+        return self.accelerator.unwrap_model(self.model)
+
+    def resume(self, path: Path) -> None:
+        """Take everything over from `save_state`'s file.
+
+        Raises:
+            InputError: it cannot be used.
+        """
+        content = load_training_state(path, self.vocabulary)
+        self.plain_model.load_state_dict(content["model"])
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.scheduler.load_state_dict(content["scheduler"])
+        if self.accelerator.scaler is not None and content["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(content["scaler"])
+        self.progress = Progress(**content["progress"])
+        self.training_batches.load_state_dict(
+            {"epoch": self.progress.epoch, "batches_done": self.progress.batches_done}
+        )
+        restore_random_state(content["random"])
+
+    def train(self) -> int:
+        """Run to the last step or the first stop request; returns the exit code (0, or 128 + the signal)."""
+        main = self.accelerator.is_main_process
+        with (
+            StopRequest() as stop,
+            tqdm(total=self.total_steps, initial=self.progress.step, desc="training", disable=not main) as bar,
+        ):
+            while self.progress.step < self.total_steps and not stop:
+                self._train_epoch(bar, stop)
+            if stop:
+                self.accelerator.print(f"Stopped by signal {stop.signal_number} after step {self.progress.step}.")
+            self.save_state()
+            return stop.exit_code
+
+    def _train_epoch(self, bar: tqdm, stop: StopRequest) -> None:
+        """The rest of the current epoch, or as much of it as is wanted."""
+        self.model.train()
+        for batch in self.training_batches:
+            if not self._train_batch(batch):
+                continue
+            self._after_step(bar)
+            if self.progress.step >= self.total_steps or stop:
+                return
+        self.progress.epoch, self.progress.batches_done = self.training_batches.epoch, 0
+        if self.arguments.eval_steps is None and self.progress.step > 0:
+            self._validate(bar)
+
+    def _train_batch(self, batch: dict) -> bool:
+        """Forward and backward; true where this batch completed an optimiser step."""
+        started = time.perf_counter()
+        with self.accelerator.accumulate(self.model):
+            output = self.model(
+                batch["input_values"].to(self.accelerator.device, non_blocking=True),
+                attention_mask=batch["attention_mask"].to(self.accelerator.device, non_blocking=True),
+                labels=batch["labels"].to(self.accelerator.device, non_blocking=True),
+            )
+            self.accelerator.backward(output.loss)
+            stepped = self.accelerator.sync_gradients
+            if stepped:
+                self._optimizer_step()
+        seconds = float(batch["attention_mask"].sum()) / 16_000 * self.accelerator.num_processes
+        self.progress.audio_seconds += seconds
+        self._recent.append(
+            {
+                "ctc_loss": output.ctc_loss.item(),
+                "ttt_loss": output.ttt_loss.item() if output.ttt_loss is not None else float("nan"),
+                "audio_seconds": seconds,
+                "seconds": time.perf_counter() - started,
+            }
+        )
+        return stepped
+
+    def _optimizer_step(self) -> None:
+        """Clip and step; a step whose gradients are not finite is left out and counted."""
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.arguments.max_grad_norm)
+        if self.accelerator.scaler is None and not torch.isfinite(norm):
+            self.progress.skipped_steps += 1
+        else:
+            self.optimizer.step()
+            self.progress.skipped_steps += bool(self.optimizer.step_was_skipped)
+        self.scheduler.step()
+        self.optimizer.zero_grad()
+
+    def _after_step(self, bar: tqdm) -> None:
+        """Count the step, and log, validate and save where they are due."""
+        self.progress.step += 1
+        self.progress.batches_done = self.training_batches.state_dict()["batches_done"]
+        bar.update()
+        step, arguments = self.progress.step, self.arguments
+        if step % arguments.logging_steps == 0:
+            self._log_recent(bar)
+        if arguments.eval_steps and (step % arguments.eval_steps == 0 or step == self.total_steps):
+            self._validate(bar)
+        elif arguments.eval_steps is None and step == self.total_steps:
+            self._validate(bar)
+        if step % arguments.save_steps == 0:
+            self.save_state()
+
+    def _log_recent(self, bar: tqdm) -> None:
+        recent, self._recent = self._recent, []
+        if not recent or self.log is None:
+            return
+        means = {name: sum(entry[name] for entry in recent) / len(recent) for name in ("ctc_loss", "ttt_loss")}
+        speed = sum(entry["audio_seconds"] for entry in recent) / sum(entry["seconds"] for entry in recent)
+        rates = {group["name"]: group["lr"] for group in self.optimizer.param_groups}
+        values = {
+            "ctc_loss": means["ctc_loss"],
+            "ttt_loss": means["ttt_loss"] if means["ttt_loss"] == means["ttt_loss"] else None,
+            "learning_rate": rates.get("transformer", 0.0),
+            "encoder_learning_rate": rates.get("encoder", 0.0),
+            "audio_seconds_per_second": speed,
+            "audio_hours": self.progress.audio_seconds / 3600,
+            "epoch": self.progress.epoch,
+            "skipped_steps": self.progress.skipped_steps,
+        }
+        self.log.write("train", self.progress.step, values)
+        best = self.progress.best_wer
+        bar.set_postfix_str(
+            f"loss {means['ctc_loss']:.3f}, best WER {'-' if best is None else f'{best:.1%}'}, {speed:.0f} s audio/s"
+        )
+
+    def _validate(self, bar: tqdm) -> None:
+        """Score the validation set on the main process and keep the model if it is the best so far."""
+        if self.accelerator.is_main_process:
+            result = validate(self.plain_model, self.validation_batches, self.vocabulary, self.accelerator.device)
+            better = self.progress.is_better(result.wer, result.cer)
+            if better:
+                self.progress.best_wer, self.progress.best_cer = result.wer, result.cer
+                self.save_best()
+            self.log.write("validation", self.progress.step, {"wer": result.wer, "cer": result.cer, "loss": result.loss})
+            bar.write(
+                f"step {self.progress.step}: validation WER {result.wer:.2%}, CER {result.cer:.2%}"
+                f"{' (best so far)' if better else ''}"
+            )
+        self.accelerator.wait_for_everyone()
+
+    def save_best(self) -> None:
+        """Write the self-contained ``best_model.pt``."""
+        notes = {"step": self.progress.step, "wer": self.progress.best_wer, "cer": self.progress.best_cer}
+        save_checkpoint(self.arguments.output_dir / BEST_MODEL, self.plain_model, self.vocabulary, notes)
+
+    def save_state(self) -> None:
+        """Write ``last_checkpoint.pt``, which `resume` reads."""
+        if not self.accelerator.is_main_process:
+            return
+        scaler = self.accelerator.scaler
+        save_training_state(
+            self.arguments.output_dir / LAST_CHECKPOINT,
+            model=self.plain_model.state_dict(),
+            optimizer=self.optimizer.state_dict(),
+            scheduler=self.scheduler.state_dict(),
+            scaler=None if scaler is None else scaler.state_dict(),
+            progress=self.progress,
+            vocabulary=self.vocabulary,
+        )
+
+
+def total_steps(arguments: argparse.Namespace, batches_per_epoch: int) -> int:
+    """Optimiser steps of the whole run: ``max_steps``, or what ``max_epochs`` make."""
+    if arguments.max_steps is not None:
+        return arguments.max_steps
+    return max(1, arguments.max_epochs * batches_per_epoch // arguments.gradient_accumulation_steps)
