@@ -37,6 +37,7 @@ RUNTIME = [
     "soxr>=0.5",
     "tensorboard>=2.15",
     "tqdm>=4.60",
+    "urllib3>=2",  # lhotse imports it without declaring it
     "safetensors>=0.4",
 ]
 BEAM_SEARCH = ["pyctcdecode>=0.5", "kenlm>=0.3.0", "kaldingram>=0.1.2", "numpy<2"]
@@ -51,6 +52,7 @@ setup(
     long_description_content_type="text/markdown",
     python_requires=">=3.10,<3.13",
     packages=PACKAGES,
+    package_data={"lact_asr.data": ["*.txt"]},
     install_requires=RUNTIME,
     extras_require={"beam": BEAM_SEARCH, "demo": DEMO, "dev": DEV},
 )

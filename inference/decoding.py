@@ -26,6 +26,7 @@ DEFAULT_BEAM_SIZE = 50
 DEFAULT_LM_WEIGHT = 0.5
 DEFAULT_WORD_SCORE = 1.5
 DEFAULT_BEAM_THRESHOLD = 10.0
+DEFAULT_UNKNOWN_WORD_SCORE = -12.0
 
 _SPECIAL_TOKEN = re.compile(r"[<\[].+[>\]]")
 _WORD_DELIMITERS = ("|", " ")
@@ -269,7 +270,7 @@ class BeamSearchDecoder:
         word_score: float = DEFAULT_WORD_SCORE,
         beam_threshold: float = DEFAULT_BEAM_THRESHOLD,
         token_threshold: float = 5.0,
-        unknown_word_score: float = -10.0,
+        unknown_word_score: float = DEFAULT_UNKNOWN_WORD_SCORE,
     ):
         """Set up the search.
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from os import PathLike
 from pathlib import Path
 
 from transformers import PreTrainedConfig
 
 from lact_asr.errors import InputError
+from lact_asr.front_end_architecture import front_end_values
 
 SAMPLES_PER_HEAD_FRAME = 40  # samples per frame after the first four convolutions, whose strides (5, 2, 2, 2) are fixed
 SAMPLE_RATE_HZ = 16_000
@@ -105,8 +107,9 @@ class HybridASRConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs) -> None:
         super().__post_init__(**kwargs)
-        self.conv_dim, self.conv_kernel = tuple(self.conv_dim), tuple(self.conv_kernel)
-        self.conv_stride = tuple(self.conv_stride)
+        for key in ("conv_dim", "conv_kernel", "conv_stride"):
+            if isinstance(getattr(self, key), list):  # JSON has no tuples
+                setattr(self, key, tuple(getattr(self, key)))
         _check_values(self)
 
     @property
@@ -148,6 +151,8 @@ class HybridASRConfig(PreTrainedConfig):
         unknown = sorted(key for key in values if key not in known and not key.startswith("_"))
         if unknown:
             raise InputError(f"Unknown configuration key {unknown[0]!r} in {source}; see HybridASRConfig for the keys.")
+        if values.get("model_type", cls.model_type) != cls.model_type:
+            raise InputError(f"{source} describes a model of type {values['model_type']!r}, not {cls.model_type!r}.")
         try:
             return cls(**{key: value for key, value in values.items() if key != "model_type"})
         except InputError as error:
@@ -168,8 +173,10 @@ def _check_values(config: HybridASRConfig) -> None:
         _require(getattr(config, key) in choices, key, config, f"must be one of {', '.join(choices)}")
     _require(1 <= config.encoder_target_ds_factor <= 8, "encoder_target_ds_factor", config, "must be 1 to 8")
     _require(config.ttt_steps >= 0, "ttt_steps", config, "must be at least 0")
-    _require(config.encoder_lr_scale >= 0, "encoder_lr_scale", config, "must be at least 0")
-    _require(config.fast_weight_lr_init > 0, "fast_weight_lr_init", config, "must be above 0")
+    for key in ("encoder_lr_scale", "ttt_loss_weight", "initializer_range"):
+        _require(getattr(config, key) >= 0, key, config, "must be at least 0")
+    for key in ("fast_weight_lr_init", "rope_theta", "layer_norm_eps"):
+        _require(getattr(config, key) > 0, key, config, "must be above 0")
     _require(config.ctc_vocab_size >= 2, "ctc_vocab_size", config, "must be at least 2: the blank and a character")
     _require(0 <= config.ctc_blank_id < config.ctc_vocab_size, "ctc_blank_id", config, "must be below ctc_vocab_size")
     _require(config.hidden_size % config.num_lact_heads == 0, "num_lact_heads", config, "must divide hidden_size")
@@ -177,8 +184,7 @@ def _check_values(config: HybridASRConfig) -> None:
         config.hidden_size % (2 * config.num_attn_heads) == 0, "num_attn_heads", config,
         "must divide hidden_size into heads of even size",
     )  # fmt: skip
-    lengths = {len(config.conv_dim), len(config.conv_kernel), len(config.conv_stride)}
-    _require(lengths == {7}, "conv_dim", config, "and conv_kernel and conv_stride must have seven entries each")
+    front_end_values(config, source="the configuration")
 
 
 _CHOICES = {
@@ -193,16 +199,23 @@ def _check_types(config: HybridASRConfig) -> None:
     for key in HybridASRConfig.__annotations__:
         value, default = getattr(config, key), getattr(HybridASRConfig, key, None)
         if isinstance(default, bool):
-            good = isinstance(value, bool)
+            good, kind = isinstance(value, bool), "true or false"
         elif isinstance(default, int):
-            good = isinstance(value, int) and not isinstance(value, bool)
+            good, kind = _is_integer(value), "a whole number"
         elif isinstance(default, float):
-            good = isinstance(value, (int, float)) and not isinstance(value, bool)
+            good, kind = _is_integer(value) or (isinstance(value, float) and math.isfinite(value)), "a finite number"
         elif isinstance(default, tuple):
-            good = all(isinstance(entry, int) and entry >= 1 for entry in value)
+            good = isinstance(value, tuple) and all(_is_integer(entry) and entry >= 1 for entry in value)
+            kind = "a list of whole numbers above 0"
+        elif isinstance(default, str):
+            good, kind = isinstance(value, str), "a name"
         else:
-            good = value is None or isinstance(value, str)
-        _require(good, key, config, f"must be a {type(default).__name__}" if default is not None else "must be a name or null")
+            good, kind = value is None or isinstance(value, str), "a name or null"
+        _require(good, key, config, f"must be {kind}")
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _require(condition: bool, key: str, config: HybridASRConfig, rule: str) -> None:

@@ -134,7 +134,8 @@ class LaCTLayer(nn.Module):
 
     def _learning_rates(self, hidden_states: Tensor) -> Tensor:
         """η = softplus(linear(x) + b) with softplus(b) = fast_weight_lr_init: [B, h, T, 3]."""
-        bias = math.log(math.expm1(self.config.fast_weight_lr_init))
+        rate = self.config.fast_weight_lr_init
+        bias = rate + math.log(-math.expm1(-rate))  # log(exp(rate) - 1) without overflow
         rates = functional.softplus(project(self.learning_rate_proj, hidden_states) + bias)
         return rearrange(rates, "b t (h w) -> b h t w", w=3)
 

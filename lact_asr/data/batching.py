@@ -109,7 +109,7 @@ def padding_fraction(batches: Iterable[Sequence[int]]) -> float:
 
 
 class BatchPlan:
-    """Which utterances share a batch, epoch by epoch: lists of indices into the cuts, decided by the arguments alone."""
+    """Which utterances share a batch, epoch by epoch: lists of indices into the cuts, fixed by the arguments."""
 
     def __init__(
         self,
@@ -145,7 +145,7 @@ class BatchPlan:
         cuts = generator.sample(self.cuts, len(self.cuts))
         batches = self._sample(cuts, self._bucket_starts, shuffle=True, seed=generator.randrange(2**31))
         if self.max_batch_seconds is None:
-            # Every bucket ends in a partial batch, whose few utterances would weigh more: batch these leftovers together.
+            # Every bucket ends in a partial batch, whose few utterances would weigh more: these are batched together.
             leftovers = [self.cuts[index] for batch in batches if len(batch) < self.batch_size for index in batch]
             batches = [batch for batch in batches if len(batch) == self.batch_size] + self._by_length(leftovers)
         generator.shuffle(batches)
@@ -337,7 +337,7 @@ class SpeechDataLoader:
             position.batches_done += 1
             owed += 1
             previous = batch or previous
-            # Several ranks must take equally many steps, so there the batch before (or after) replaces an unreadable one.
+            # Ranks must take equally many steps: with several, the batch before (or after) replaces an unreadable one.
             while owed and previous is not None and (batch is not None or position.world_size > 1):
                 owed -= 1
                 yield previous

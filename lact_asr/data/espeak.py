@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -22,7 +23,9 @@ _PARAMETER_RATE, _PARAMETER_VOLUME, _PARAMETER_PITCH, _PARAMETER_RANGE = 1, 2, 3
 _OK = 0
 _CONTINUE = 0
 
-_VOLUME = 60  # of 100, eSpeak's neutral: some voices reach the limit of int16 there, and the level is set afterwards anyway
+_VOLUME = (
+    60  # of 100, eSpeak's neutral: some voices reach the limit of int16 there, and the level is set afterwards anyway
+)
 _RANDOM_SEED = 1
 _CALLBACK_MILLISECONDS = 200
 
@@ -80,17 +83,17 @@ class EspeakSynthesiser:
             raise InputError("generated speech needs espeakng-loader: pip install espeakng-loader") from error
         try:
             self._library = ctypes.CDLL(espeakng_loader.get_library_path())
-            data_folder = espeakng_loader.get_data_path()
+            self._data_folder = espeakng_loader.get_data_path()
         except (OSError, RuntimeError) as error:
             raise InputError(f"espeakng-loader's library does not load: {error}; reinstall espeakng-loader") from error
         self._chunks: list[np.ndarray] = []
         # Kept as an attribute: eSpeak holds only the pointer, and Python would free the callback.
         self._callback = _SynthCallback(self._receive)
         rate_hz = self._library.espeak_Initialize(
-            _AUDIO_OUTPUT_SYNCHRONOUS, _CALLBACK_MILLISECONDS, data_folder.encode(), _INITIALIZE_DONT_EXIT
+            _AUDIO_OUTPUT_SYNCHRONOUS, _CALLBACK_MILLISECONDS, self._data_folder.encode(), _INITIALIZE_DONT_EXIT
         )
         if rate_hz <= 0:
-            raise InputError(f"eSpeak NG cannot read its data in {data_folder}; reinstall espeakng-loader")
+            raise InputError(f"eSpeak NG cannot read its data in {self._data_folder}; reinstall espeakng-loader")
         self.sample_rate_hz: int = rate_hz
         self._library.espeak_ng_SetRandSeed(ctypes.c_long(_RANDOM_SEED))
         self._library.espeak_SetSynthCallback(self._callback)
@@ -126,7 +129,9 @@ class EspeakSynthesiser:
             InputError: eSpeak has no such voice.
         """
         self._chunks = []
-        if self._library.espeak_SetVoiceByName(voice.espeak_name.encode()) != _OK:
+        # eSpeak passes over an unknown variant without a word.
+        known = not voice.variant or Path(self._data_folder, "voices", "!v", voice.variant).is_file()
+        if not known or self._library.espeak_SetVoiceByName(voice.espeak_name.encode()) != _OK:
             raise InputError(f"eSpeak NG has no voice {voice.espeak_name!r}")
         for parameter, value in (
             (_PARAMETER_RATE, voice.speed_wpm),

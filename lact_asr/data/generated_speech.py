@@ -17,17 +17,14 @@ whom, `espeak` speaks, and this module writes: into a temporary folder beside DI
 from __future__ import annotations
 
 import argparse
-import contextlib
 import hashlib
 import json
 import multiprocessing
 import os
-import shutil
 import sys
-import tempfile
 import zlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -37,8 +34,9 @@ import soxr
 from tqdm import tqdm
 
 from lact_asr.audio import SAMPLE_RATE_HZ
+from lact_asr.data.atomic_folder import replacing_folder
 from lact_asr.data.espeak import EspeakSynthesiser
-from lact_asr.data.generated_plan import MAX_PLANNED_SECONDS, SUBSETS, CorpusPlan, Utterance, estimate_seconds, plan_corpus
+from lact_asr.data.generated_plan import SUBSETS, CorpusPlan, Utterance, is_speakable, plan_corpus
 from lact_asr.data.sentences import GRAMMAR_FILE, WORDS_FILE, Sentence, read_sentences
 from lact_asr.errors import InputError, exit_on_input_error
 
@@ -237,31 +235,12 @@ def _refuse_different(output_dir: Path, existing: dict, parameters: dict) -> Non
         raise InputError(f"{output_dir} holds a generated corpus with missing files; make it again with --force")
 
 
-@contextlib.contextmanager
-def _replacing_folder(output_dir: Path) -> Iterator[Path]:
-    """A new folder beside `output_dir` that takes its place when the block ends without an exception."""
-    try:
-        output_dir.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}-", suffix=".tmp", dir=output_dir.parent))
-    except OSError as error:
-        raise InputError(f"cannot write in {output_dir.parent}: {error.strerror}") from error
-    try:
-        new, old = work / "new", work / "old"
-        new.mkdir()
-        yield new
-        if output_dir.exists():
-            os.replace(output_dir, old)
-        os.replace(new, output_dir)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
 def _check_arguments(hours: float, num_workers: int, train_sentences: Sequence[Sentence] | None) -> None:
     if not MIN_HOURS <= hours <= MAX_HOURS:
         raise InputError(f"hours must lie between {MIN_HOURS} and {MAX_HOURS}, not {hours}")
     if num_workers < 1:
         raise InputError(f"num_workers must be at least 1, not {num_workers}")
-    if train_sentences is not None and not any(estimate_seconds(s, 115) <= MAX_PLANNED_SECONDS for s in train_sentences):
+    if train_sentences is not None and not any(is_speakable(sentence) for sentence in train_sentences):
         raise InputError("none of the given sentences is short enough to be spoken in 15 seconds")
 
 
@@ -300,7 +279,7 @@ def generate_corpus(
         return CorpusSummary(output_dir, {s: SubsetSummary(**v) for s, v in existing["subsets"].items()}, reused=True)
 
     plan = plan_corpus(hours, seed, train_sentences)
-    with _replacing_folder(output_dir) as new:
+    with replacing_folder(output_dir) as new:
         num_samples = _write_all_audio(new, plan.utterances, num_workers)
         _write_transcripts(new, plan.utterances)
         _write_speakers(new, plan, num_samples)
@@ -315,7 +294,9 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m lact_asr.data.generated_speech",
         description="Generate a speech corpus in LibriSpeech's layout with eSpeak NG's voices.",
     )
-    parser.add_argument("--output_dir", required=True, help="folder to make; a finished one with the same options is reused")
+    parser.add_argument(
+        "--output_dir", required=True, help="folder to make; a finished one with the same options is reused"
+    )
     parser.add_argument("--hours", type=float, default=1.4, help="of all subsets together (default 1.4)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--num_workers", type=int, help="processes (default: one a core)")

@@ -19,7 +19,7 @@ from lact_asr.text import normalise_text, unspellable_characters
 
 WORDS_FILE = Path(__file__).with_name("words.txt")
 GRAMMAR_FILE = Path(__file__).with_name("grammar.txt")
-MIN_WORDS, MAX_WORDS = 2, 20
+MIN_WORDS, MAX_WORDS = 3, 20
 
 _INNERMOST_SLOT = re.compile(r"\{([^{}]*)\}")
 _OPTIONAL_PART = re.compile(r"\(([^()]*)\)")
@@ -33,7 +33,7 @@ _MAX_DUPLICATES_IN_A_ROW = 10_000
 
 @dataclass(frozen=True)
 class Sentence:
-    """One sentence: what the synthesiser is given (with punctuation, for its intonation) and the transcript."""
+    """What one utterance says (one sentence or two): what the synthesiser is given (with punctuation, for its intonation) and the transcript."""
 
     spoken: str
     text: str
@@ -122,7 +122,9 @@ def _read_sections(path: Path) -> dict[str, list[str]]:
 @functools.cache
 def word_sections() -> Mapping[str, list[str]]:
     """The sections of `words.txt`: name -> entries, uninflected."""
-    entries = {name: [e.strip() for e in ",".join(lines).split(",")] for name, lines in _read_sections(WORDS_FILE).items()}
+    entries = {
+        name: [e.strip() for e in ",".join(lines).split(",")] for name, lines in _read_sections(WORDS_FILE).items()
+    }
     return {name: [entry for entry in listed if entry] for name, listed in entries.items()}
 
 
@@ -197,11 +199,11 @@ def _tidy(text: str) -> str:
     text = re.sub(r"\s+", " ", text).strip()
     text = re.sub(r" ([,.?!])", r"\1", text)
     text = _fix_articles(text)
-    return text[:1].upper() + text[1:]
+    return re.sub(r"(^|[.?!] )([a-z])", lambda start: start[1] + start[2].upper(), text)
 
 
 def generate_sentences(seed: int | str, exclude: Iterable[str] = ()) -> Iterator[Sentence]:
-    """Yield grammar-made English sentences, each `text` only once.
+    """Yield grammar-made English utterances, of one or two sentences, each `text` only once.
 
     Args:
         seed: Decides everything. Subsets take different seeds: one stream cut in pieces would leave to the later pieces
@@ -209,7 +211,7 @@ def generate_sentences(seed: int | str, exclude: Iterable[str] = ()) -> Iterator
         exclude: Texts, in the form of `lact_asr.text.normalise_text`, that must not occur.
 
     Yields:
-        Sentences of `MIN_WORDS` to `MAX_WORDS` words.
+        Those of `MIN_WORDS` to `MAX_WORDS` words.
 
     Raises:
         InputError: The grammar is used up (it has many millions of sentences).
@@ -218,7 +220,7 @@ def generate_sentences(seed: int | str, exclude: Iterable[str] = ()) -> Iterator
     seen = set(exclude)
     duplicates = 0
     while duplicates < _MAX_DUPLICATES_IN_A_ROW:
-        spoken = _tidy(expander.expand("sentence"))
+        spoken = _tidy(expander.expand("utterance"))
         text = normalise_text(spoken)
         if text in seen or not MIN_WORDS <= len(text.split()) <= MAX_WORDS:
             duplicates += 1

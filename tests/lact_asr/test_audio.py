@@ -16,7 +16,7 @@ OPUS, VORBIS = {"format": "OGG", "subtype": "OPUS"}, {"format": "OGG", "subtype"
 
 
 def noise(num_samples: int = 16_000, seed: int = 0) -> np.ndarray:
-    """White noise, float32 [num_samples]: every codec needs many bytes for it, so a shortened file really lacks audio."""
+    """White noise, float32 [num_samples]: codecs need many bytes for it, so a shortened file really lacks audio."""
     return (0.1 * np.random.default_rng(seed).standard_normal(num_samples)).astype(np.float32)
 
 

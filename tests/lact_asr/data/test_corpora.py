@@ -237,7 +237,7 @@ def test_drop_unfit_counts_and_names(tmp_path, processor):
     assert ids(drop_unfit(corpus, stock_frames, processor.tokenizer)) == ["fits", "not after cropping", "fits cropped"]
     short = drop_unfit(corpus, stock_frames, processor.tokenizer, max_audio_seconds=2.0)
     assert problem_names(short)["longer than 2 s"] == {"not after cropping", "fits cropped"}
-    with pytest.raises(InputError, match="no utterance of .* can be used"):
+    with pytest.raises(InputError, match=r"no utterance of .* can be used"):
         drop_unfit(corpus, stock_frames, processor.tokenizer, max_audio_seconds=0.1)
 
 
