@@ -27,8 +27,12 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="hybrid_asr_inference.py", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--checkpoint", required=True, metavar="FILE_OR_FOLDER",
-                        help="best_model.pt, a save_pretrained folder or a hub name")
+    parser.add_argument(
+        "--checkpoint",
+        required=True,
+        metavar="FILE_OR_FOLDER",
+        help="best_model.pt, a save_pretrained folder or a hub name",
+    )
     _add_input(parser.add_argument_group("what to transcribe"))
     _add_decoding(parser.add_argument_group("decoding"))
     _add_ttt(parser.add_argument_group("test-time training"))
@@ -43,38 +47,88 @@ def _add_input(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--audio_dir", type=Path, default=None, help="every recording in a folder")
     group.add_argument("--data_dir", type=Path, default=None, help="a corpus, with --subset")
     group.add_argument("--subset", default=None, help="subset of the corpus, e.g. test-clean, or of a manifest folder")
-    group.add_argument("--dataset_type", choices=("librispeech", "manifest"), default="librispeech",
-                       help="how --data_dir is laid out (default: %(default)s)")
+    group.add_argument(
+        "--dataset_type",
+        choices=("librispeech", "manifest"),
+        default="librispeech",
+        help="how --data_dir is laid out (default: %(default)s)",
+    )
     group.add_argument("--max_samples", type=int, default=None, help="only the first so many utterances")
 
 
 def _add_decoding(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--beam_size", type=int, default=50, help="beams; 1 without a language model is greedy (default: %(default)s)")
-    group.add_argument("--greedy", action="store_true", help="the most likely class of each frame; no beams, no language model")
-    group.add_argument("--lm_path", default="auto", metavar="FILE|none",
-                       help="ARPA or KenLM binary; auto takes lm.arpa beside the checkpoint if it is there (default: %(default)s)")
-    group.add_argument("--lm_weight", type=float, default=None, help="weight of the language model (default: tuned value beside the checkpoint, else 0.5)")
-    group.add_argument("--word_score", type=float, default=None, help="added for each word (default: tuned value beside the checkpoint, else 1.5)")
-    group.add_argument("--beam_threshold", type=float, default=10.0, help="drop beams this far below the best, in nats (default: %(default)s)")
-    group.add_argument("--move_emission_to_cpu", action="store_true",
-                       help="move each utterance's log-probabilities to the CPU in one piece before decoding, to free the GPU")
+    group.add_argument(
+        "--beam_size", type=int, default=50, help="beams; 1 without a language model is greedy (default: %(default)s)"
+    )
+    group.add_argument(
+        "--greedy", action="store_true", help="the most likely class of each frame; no beams, no language model"
+    )
+    group.add_argument(
+        "--lm_path",
+        default="auto",
+        metavar="FILE|none",
+        help="ARPA or KenLM binary; auto takes lm.arpa beside the checkpoint if it is there (default: %(default)s)",
+    )
+    group.add_argument(
+        "--lm_weight",
+        type=float,
+        default=None,
+        help="weight of the language model (default: tuned value beside the checkpoint, else 0.5)",
+    )
+    group.add_argument(
+        "--word_score",
+        type=float,
+        default=None,
+        help="added for each word (default: tuned value beside the checkpoint, else 1.5)",
+    )
+    group.add_argument(
+        "--beam_threshold",
+        type=float,
+        default=10.0,
+        help="drop beams this far below the best, in nats (default: %(default)s)",
+    )
+    group.add_argument(
+        "--move_emission_to_cpu",
+        action="store_true",
+        help="move each utterance's log-probabilities to the CPU in one piece before decoding, to free the GPU",
+    )
 
 
 def _add_ttt(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--use_ttt", action="store_true", help="adapt to each utterance before it is decoded")
-    group.add_argument("--ttt_loss_type", choices=("masked_prediction", "entropy"), default=None,
-                       help="masked prediction needs a model trained with --enable_ttt; entropy is SUTA's objective (default: the model's)")
+    group.add_argument(
+        "--ttt_loss_type",
+        choices=("masked_prediction", "entropy"),
+        default=None,
+        help="masked prediction needs a model trained with --enable_ttt; entropy is SUTA's objective (default: the model's)",
+    )
     group.add_argument("--ttt_steps", type=int, default=None, help="optimiser steps (default: the model's)")
-    group.add_argument("--ttt_mask_prob", type=float, default=None, help="share of frames to mask (default: the model's)")
-    group.add_argument("--ttt_chunk_size", type=int, default=None, help="frames whose loss is computed at a time, -1 for all (default: the model's)")
-    group.add_argument("--ttt_parameters", default=None, metavar="A,B,…",
-                       help="what adapts: fast_weights, norms, front_end, output (default: by loss)")
+    group.add_argument(
+        "--ttt_mask_prob", type=float, default=None, help="share of frames to mask (default: the model's)"
+    )
+    group.add_argument(
+        "--ttt_chunk_size",
+        type=int,
+        default=None,
+        help="frames whose loss is computed at a time, -1 for all (default: the model's)",
+    )
+    group.add_argument(
+        "--ttt_parameters",
+        default=None,
+        metavar="A,B,…",
+        help="what adapts: fast_weights, norms, front_end, output (default: by loss)",
+    )
     group.add_argument("--ttt_learning_rate", type=float, default=None, help="of AdamW (default: by loss)")
 
 
 def _add_run(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--output", type=Path, default=None, metavar="FILE",
-                       help="results as JSON lines, one an utterance (default for a subset: results_SUBSET….jsonl beside the checkpoint)")
+    group.add_argument(
+        "--output",
+        type=Path,
+        default=None,
+        metavar="FILE",
+        help="results as JSON lines, one an utterance (default for a subset: results_SUBSET….jsonl beside the checkpoint)",
+    )
     group.add_argument("--resume", action="store_true", help="keep what an interrupted run wrote to --output and go on")
     group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: %(default)s")
     group.add_argument("--seed", type=int, default=0, help="of TTT's masks (default: %(default)s)")

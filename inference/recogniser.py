@@ -38,9 +38,9 @@ class Recogniser:
 
     def __call__(self, samples: np.ndarray) -> Hypotheses:
         """float32 [samples] at 16 kHz -> text, and with TTT also the text without it."""
-        input_values = self.processor(
-            samples, sampling_rate=SAMPLE_RATE_HZ, return_tensors="pt"
-        ).input_values.to(self.device)
+        input_values = self.processor(samples, sampling_rate=SAMPLE_RATE_HZ, return_tensors="pt").input_values.to(
+            self.device
+        )
         if self.trainer is None:
             return Hypotheses(self._decode(self.emission(input_values)))
         outcome = self.trainer.adapt(input_values[0])

@@ -172,7 +172,8 @@ class TestTimeTrainer:
         starts = range(0, total_frames - self.settings.mask_length, size)
         ends = [*starts[1:], total_frames]
         return [
-            (slice(start, end), slice(start * hop, (end - 1) * hop + 400)) for start, end in zip(starts, ends, strict=True)
+            (slice(start, end), slice(start * hop, (end - 1) * hop + 400))
+            for start, end in zip(starts, ends, strict=True)
         ]
 
     def _loss(self, row: Tensor, before, frames: slice, generator: torch.Generator) -> Tensor:

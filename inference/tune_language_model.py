@@ -36,7 +36,9 @@ def main(argv: list[str] | None = None) -> int:
     utterances = corpus_utterances(corpus)[: arguments.max_samples]
     vocabulary, blank_id = checkpoint.processor.vocabulary, checkpoint.model.config.ctc_blank_id
     recogniser = Recogniser(checkpoint, make_decoder(vocabulary, blank_id), device=choose_device(arguments.device))
-    emissions = [_emission(recogniser, utterance.read()) for utterance in tqdm(utterances, "computing log-probabilities")]
+    emissions = [
+        _emission(recogniser, utterance.read()) for utterance in tqdm(utterances, "computing log-probabilities")
+    ]
     lm_weight, word_score, rows = tune_language_model_weights(
         emissions,
         [utterance.reference for utterance in utterances],

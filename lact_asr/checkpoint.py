@@ -56,9 +56,9 @@ def load_torch_file(path: Path) -> object:
                 f"{path} holds pickled Python objects, which can run code when they are loaded; it was not opened."
             ) from None
         raise InputError(f"{path} is not a checkpoint, or it is damaged.") from None
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
+    except Exception as error:  # on bytes that are no checkpoint the unpickler fails in any way, IndexError included
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path} is truncated or damaged ({reason}); copy it again.") from None
+        raise InputError(f"{path} is not a checkpoint, or truncated or damaged ({reason}); copy it again.") from None
 
 
 def save_checkpoint(path: Path, model: HybridASRForCTC, vocabulary: dict[str, int], notes: dict | None = None) -> None:
@@ -98,13 +98,18 @@ def _load_file(path: Path) -> LoadedCheckpoint:
     content = load_torch_file(path)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InputError(f"{path} is not a checkpoint written by train_hybrid_asr.py (no {FORMAT!r} in it).")
+    for key in ("config", "vocabulary", "model"):
+        if not isinstance(content.get(key), dict):
+            raise InputError(f"{path} lacks {key!r}: it was not written by train_hybrid_asr.py, or was changed since.")
     config = HybridASRConfig.from_values(_without_base_keys(content["config"]), source=str(path))
-    check_vocabulary(content["vocabulary"], config.ctc_vocab_size)
+    check_vocabulary(content["vocabulary"], config.ctc_vocab_size, source=f"The vocabulary in {path}")
     model = HybridASRForCTC(config)
     try:
         model.load_state_dict(content["model"])
     except RuntimeError as error:
-        raise InputError(f"The weights in {path} do not fit its configuration: {' '.join(str(error).split())[:300]}") from None
+        raise InputError(
+            f"The weights in {path} do not fit its configuration: {' '.join(str(error).split())[:300]}"
+        ) from None
     processor = HybridASRProcessor.from_vocabulary(content["vocabulary"], config.do_normalize)
     return LoadedCheckpoint(model.eval(), processor, content.get("notes", {}))
 
@@ -123,7 +128,9 @@ def _load_folder(name_or_folder: str) -> LoadedCheckpoint:
         ) from None
     if loading["missing_keys"] or loading.get("mismatched_keys"):
         raise InputError(f"The weights in {name_or_folder} do not fit its configuration.")
-    check_vocabulary(processor.vocabulary, model.config.ctc_vocab_size)
+    check_vocabulary(
+        processor.vocabulary, model.config.ctc_vocab_size, source=f"The vocabulary in {name_or_folder}"
+    )
     return LoadedCheckpoint(model.eval(), processor)
 
 

@@ -147,7 +147,11 @@ class HybridASRConfig(PreTrainedConfig):
         Raises:
             InputError: the sentence names the key and where it was found.
         """
-        known = {field.name for field in dataclasses.fields(cls)} | {"model_type", "transformers_version", *cls.attribute_map}
+        known = {field.name for field in dataclasses.fields(cls)} | {
+            "model_type",
+            "transformers_version",
+            *cls.attribute_map,
+        }
         unknown = sorted(key for key in values if key not in known and not key.startswith("_"))
         if unknown:
             raise InputError(f"Unknown configuration key {unknown[0]!r} in {source}; see HybridASRConfig for the keys.")
@@ -165,7 +169,14 @@ def _check_values(config: HybridASRConfig) -> None:
     for key in ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attn_heads", "num_lact_heads",
                 "lact_fw_hidden_dim", "ttt_mask_length", "mask_time_length", "mask_feature_length"):  # fmt: skip
         _require(getattr(config, key) >= 1, key, config, "must be at least 1")
-    for key in ("hidden_dropout", "attention_dropout", "layerdrop", "mask_time_prob", "mask_feature_prob", "ttt_mask_prob"):
+    for key in (
+        "hidden_dropout",
+        "attention_dropout",
+        "layerdrop",
+        "mask_time_prob",
+        "mask_feature_prob",
+        "ttt_mask_prob",
+    ):
         _require(0 <= getattr(config, key) < 1, key, config, "must be at least 0 and below 1")
     for key in ("window_size", "lact_chunk_size", "w0_w2_low_rank", "ttt_chunk_size"):
         _require(getattr(config, key) == -1 or getattr(config, key) >= 1, key, config, "must be -1 or at least 1")

@@ -117,7 +117,17 @@ class HybridASRForCTC(HybridASRPreTrainedModel):
         self.ctc_head = nn.Linear(config.hidden_size, config.ctc_vocab_size)
         self.masked_prediction = MaskedPredictionHead(config) if config.enable_ttt else None
         self.post_init()
-        if config.freeze_encoder:
+        self._freeze_if_configured()
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """As the base class does, with ``freeze_encoder`` still in force: loading makes every weight trainable again."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        (loaded[0] if isinstance(loaded, tuple) else loaded)._freeze_if_configured()
+        return loaded
+
+    def _freeze_if_configured(self) -> None:
+        if self.config.freeze_encoder:
             self.front_end.requires_grad_(False)
 
     def forward(
@@ -152,9 +162,7 @@ class HybridASRForCTC(HybridASRPreTrainedModel):
             self.dropout(self._hide_channels(blocks_input)), frame_mask, fast_weights, output_hidden_states
         )
         logits = self.ctc_head(self.dropout(hidden_states))
-        output = HybridASROutput(
-            logits=logits, hidden_states=every_layer, fast_weights=states, frame_lengths=lengths
-        )
+        output = HybridASROutput(logits=logits, hidden_states=every_layer, fast_weights=states, frame_lengths=lengths)
         if labels is not None:
             self._add_losses(output, labels, hidden_states, features, frame_mask, masked_frames)
         return output
@@ -215,7 +223,7 @@ class HybridASRForCTC(HybridASRPreTrainedModel):
             output.ttt_loss = ttt_loss.detach()
 
     def _ctc_loss(self, logits: Tensor, lengths: Tensor, labels: Tensor) -> Tensor:
-        if labels.max() >= self.config.ctc_vocab_size:
+        if labels.numel() and labels.max() >= self.config.ctc_vocab_size:
             raise ValueError(f"Label {int(labels.max())} is outside the vocabulary of {self.config.ctc_vocab_size}.")
         real = labels >= 0
         log_probs = functional.log_softmax(logits.float(), dim=-1).transpose(0, 1)

@@ -61,22 +61,24 @@ class HybridASRProcessor(Wav2Vec2Processor):
         return self.tokenizer(text).input_ids
 
 
-def check_vocabulary(vocabulary: dict[str, int], size: int | None = None) -> None:
+def check_vocabulary(vocabulary: dict[str, int], size: int | None = None, source: str = "The vocabulary") -> None:
     """Refuse a vocabulary that cannot label the outputs of a model.
 
     Args:
         vocabulary: token -> id.
         size: the model's ``ctc_vocab_size``, if known.
+        source: the subject of error messages.
 
     Raises:
         InputError: one sentence that says what is wrong.
     """
-    if sorted(vocabulary.values()) != list(range(len(vocabulary))):
-        raise InputError(f"The vocabulary's ids must be 0 to {len(vocabulary) - 1}, each used once.")
+    ids = list(vocabulary.values())
+    if not all(isinstance(index, int) for index in ids) or sorted(ids) != list(range(len(ids))):
+        raise InputError(f"{source} must have the ids 0 to {len(ids) - 1}, each used once.")
     missing = [token for token in (PAD_TOKEN, UNKNOWN_TOKEN, WORD_DELIMITER_TOKEN) if token not in vocabulary]
     if missing:
-        raise InputError(f"The vocabulary lacks the special token {missing[0]!r}.")
+        raise InputError(f"{source} lacks the special token {missing[0]!r}.")
     if size is not None and len(vocabulary) != size:
         raise InputError(
-            f"The vocabulary has {len(vocabulary)} entries but the model's output has {size}: they do not belong together."
+            f"{source} has {len(vocabulary)} entries but the model's output has {size}: they do not belong together."
         )

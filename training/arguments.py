@@ -25,62 +25,180 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def _add_data(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--data_dir", type=Path, required=True, help="the corpus: a LibriSpeech folder, or the folder of JSON-lines manifests")
-    group.add_argument("--dataset_type", choices=("librispeech", "manifest"), default="librispeech",
-                       help="how --data_dir is laid out (default: %(default)s)")
-    group.add_argument("--train_subset", default="train-clean-100",
-                       help="subset, or several with commas; train-960 is all of LibriSpeech; for manifests NAME of NAME.jsonl (default: %(default)s)")
-    group.add_argument("--val_subset", default="dev-clean", help="validated on greedily during training (default: %(default)s)")
+    group.add_argument(
+        "--data_dir",
+        type=Path,
+        required=True,
+        help="the corpus: a LibriSpeech folder, or the folder of JSON-lines manifests",
+    )
+    group.add_argument(
+        "--dataset_type",
+        choices=("librispeech", "manifest"),
+        default="librispeech",
+        help="how --data_dir is laid out (default: %(default)s)",
+    )
+    group.add_argument(
+        "--train_subset",
+        default="train-clean-100",
+        help="subset, or several with commas; train-960 is all of LibriSpeech; for manifests NAME of NAME.jsonl (default: %(default)s)",
+    )
+    group.add_argument(
+        "--val_subset", default="dev-clean", help="validated on greedily during training (default: %(default)s)"
+    )
     group.add_argument("--test_subset", default=None, help="scored once at the end with the best model")
-    group.add_argument("--extra_train_data", action="append", default=[], metavar="TYPE:FOLDER:SUBSETS",
-                       help="more training data, e.g. librispeech:generated:train-generated; may be repeated")
-    group.add_argument("--batch_size", type=_positive_int, default=8, help="utterances a batch and process (default: %(default)s)")
-    group.add_argument("--num_buckets", type=_positive_int, default=30, help="duration buckets, so that little is padded (default: %(default)s)")
-    group.add_argument("--max_audio_duration", type=float, default=None, metavar="SECONDS", help="leave longer training utterances out, counted")
-    group.add_argument("--crop_samples", type=int, default=250_000, help="crop training audio to its first so many samples; 0: never (default: %(default)s)")
-    group.add_argument("--speed_factors", type=_floats, default=(1.0,), metavar="A,B,…",
-                       help="play each training utterance at one of these speeds, drawn each epoch (default: 1.0)")
-    group.add_argument("--noise_dir", type=Path, default=None, help="mix recordings from this folder into training audio")
-    group.add_argument("--noise_snr_db", type=_floats, default=(5.0, 10.0, 15.0, 20.0), metavar="A,B,…",
-                       help="signal-to-noise ratios to draw from (default: 5,10,15,20)")
-    group.add_argument("--noise_prob", type=float, default=0.5, help="share of training utterances with noise (default: %(default)s)")
-    group.add_argument("--num_workers", type=int, default=0, help="processes that read audio; 0 reads in the main process (default: %(default)s)")
-    group.add_argument("--cache_gigabytes", type=float, default=2.0, help="keep decoded training audio in memory, up to so much (default: %(default)s)")
-    group.add_argument("--vocabulary", default="corpus", metavar="corpus|NAME_OR_FOLDER",
-                       help="from the training transcripts, or of a pretrained checkpoint's tokenizer (default: %(default)s)")
+    group.add_argument(
+        "--extra_train_data",
+        action="append",
+        default=[],
+        metavar="TYPE:FOLDER:SUBSETS",
+        help="more training data, e.g. librispeech:generated:train-generated; may be repeated",
+    )
+    group.add_argument(
+        "--batch_size", type=_positive_int, default=8, help="utterances a batch and process (default: %(default)s)"
+    )
+    group.add_argument(
+        "--num_buckets",
+        type=_positive_int,
+        default=30,
+        help="duration buckets, so that little is padded (default: %(default)s)",
+    )
+    group.add_argument(
+        "--max_audio_duration",
+        type=float,
+        default=None,
+        metavar="SECONDS",
+        help="leave longer training utterances out, counted",
+    )
+    group.add_argument(
+        "--crop_samples",
+        type=int,
+        default=250_000,
+        help="crop training audio to its first so many samples; 0: never (default: %(default)s)",
+    )
+    group.add_argument(
+        "--speed_factors",
+        type=_floats,
+        default=(1.0,),
+        metavar="A,B,…",
+        help="play each training utterance at one of these speeds, drawn each epoch (default: 1.0)",
+    )
+    group.add_argument(
+        "--noise_dir", type=Path, default=None, help="mix recordings from this folder into training audio"
+    )
+    group.add_argument(
+        "--noise_snr_db",
+        type=_floats,
+        default=(5.0, 20.0),
+        metavar="LOW,HIGH",
+        help="range of signal-to-noise ratios to draw from (default: 5,20)",
+    )
+    group.add_argument(
+        "--noise_prob", type=float, default=0.5, help="share of training utterances with noise (default: %(default)s)"
+    )
+    group.add_argument(
+        "--num_workers",
+        type=int,
+        default=0,
+        help="processes that read audio; 0 reads in the main process (default: %(default)s)",
+    )
+    group.add_argument(
+        "--cache_gigabytes",
+        type=float,
+        default=2.0,
+        help="keep decoded training audio in memory, up to so much (default: %(default)s)",
+    )
+    group.add_argument(
+        "--vocabulary",
+        default="corpus",
+        metavar="corpus|NAME_OR_FOLDER",
+        help="from the training transcripts, or of a pretrained checkpoint's tokenizer (default: %(default)s)",
+    )
 
 
 def _add_model(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--config_path", type=Path, required=True, help="model configuration, e.g. configs/hybrid_asr_config.json")
-    group.add_argument("--wav2vec2_model_name", default=None,
-                       help="start the front end from this Wav2Vec2, HuBERT, WavLM or data2vec checkpoint (folder or hub name)")
+    group.add_argument(
+        "--config_path", type=Path, required=True, help="model configuration, e.g. configs/hybrid_asr_config.json"
+    )
+    group.add_argument(
+        "--wav2vec2_model_name",
+        default=None,
+        help="start the front end from this Wav2Vec2, HuBERT, WavLM or data2vec checkpoint (folder or hub name)",
+    )
     group.add_argument("--freeze_encoder", action="store_true", default=None, help="do not train the front end")
-    group.add_argument("--enable_ttt", action="store_true", default=None, help="add the masked-prediction loss and its head, for test-time training")
-    group.add_argument("--init_checkpoint", default=None, help="start from the weights of this checkpoint (a new run: steps count from 0)")
-    group.add_argument("--lm_order", type=int, default=3, help="order of the n-gram model of the training transcripts; 0: none (default: %(default)s)")
+    group.add_argument(
+        "--enable_ttt",
+        action="store_true",
+        default=None,
+        help="add the masked-prediction loss and its head, for test-time training",
+    )
+    group.add_argument(
+        "--init_checkpoint",
+        default=None,
+        help="start from the weights of this checkpoint (a new run: steps count from 0)",
+    )
+    group.add_argument(
+        "--lm_order",
+        type=int,
+        default=3,
+        help="order of the n-gram model of the training transcripts; 0: none (default: %(default)s)",
+    )
 
 
 def _add_optimisation(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--max_epochs", type=_positive_int, default=25, help="default: %(default)s")
-    group.add_argument("--max_steps", type=_positive_int, default=None, help="stop after so many optimiser steps, whatever the epoch")
+    group.add_argument(
+        "--max_steps", type=_positive_int, default=None, help="stop after so many optimiser steps, whatever the epoch"
+    )
     group.add_argument("--peak_lr", type=float, default=5e-4, help="default: %(default)s")
-    group.add_argument("--encoder_lr_scale", type=float, default=None, help="the front end learns at peak_lr times this (default: the configuration's)")
-    group.add_argument("--warmup_steps", type=int, default=10_000, help="linear from 10 %% to 100 %% of the peak, then cosine to 1 %% (default: %(default)s)")
+    group.add_argument(
+        "--encoder_lr_scale",
+        type=float,
+        default=None,
+        help="the front end learns at peak_lr times this (default: the configuration's)",
+    )
+    group.add_argument(
+        "--warmup_steps",
+        type=int,
+        default=10_000,
+        help="linear from 10 %% to 100 %% of the peak, then cosine to 1 %% (default: %(default)s)",
+    )
     group.add_argument("--weight_decay", type=float, default=0.01, help="default: %(default)s")
-    group.add_argument("--max_grad_norm", type=float, default=1.0, help="clip gradients to this norm (default: %(default)s)")
+    group.add_argument(
+        "--max_grad_norm", type=float, default=1.0, help="clip gradients to this norm (default: %(default)s)"
+    )
     group.add_argument("--gradient_accumulation_steps", type=_positive_int, default=1, help="default: %(default)s")
-    group.add_argument("--mixed_precision", action="store_true", help="bfloat16 (float16 on older GPUs) where the device has it; float32 on CPUs")
+    group.add_argument(
+        "--mixed_precision",
+        action="store_true",
+        help="bfloat16 (float16 on older GPUs) where the device has it; float32 on CPUs",
+    )
 
 
 def _add_run(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--output_dir", type=Path, required=True, help="the run's folder; made if needed")
-    group.add_argument("--resume_from_checkpoint", nargs="?", const="last", default=None, metavar="FILE",
-                       help="go on from FILE, or from last_checkpoint.pt of --output_dir")
+    group.add_argument(
+        "--resume_from_checkpoint",
+        nargs="?",
+        const="last",
+        default=None,
+        metavar="FILE",
+        help="go on from FILE, or from last_checkpoint.pt of --output_dir",
+    )
     group.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: %(default)s")
     group.add_argument("--logging_steps", type=_positive_int, default=20, help="default: %(default)s")
-    group.add_argument("--eval_steps", type=_positive_int, default=None, help="validate after so many steps (default: after each epoch)")
-    group.add_argument("--save_steps", type=_positive_int, default=500, help="write last_checkpoint.pt after so many steps (default: %(default)s)")
+    group.add_argument(
+        "--eval_steps",
+        type=_positive_int,
+        default=None,
+        help="validate after so many steps (default: after each epoch)",
+    )
+    group.add_argument(
+        "--save_steps",
+        type=_positive_int,
+        default=500,
+        help="write last_checkpoint.pt after so many steps (default: %(default)s)",
+    )
 
 
 def _positive_int(text: str) -> int:

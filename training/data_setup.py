@@ -12,7 +12,7 @@ from lact_asr.checkpoint import load_checkpoint
 from lact_asr.data.augmentation import WaveformAugmentation
 from lact_asr.data.batching import SpeechDataLoader, make_dataloader
 from lact_asr.data.corpora import Corpus, drop_unfit, load_corpus
-from lact_asr.data.noise import load_noise_folder
+from lact_asr.data.noise import NoiseMixer, load_noise_folder
 from lact_asr.errors import InputError
 from lact_asr.processing_hybrid_asr import HybridASRProcessor
 from lact_asr.text import build_vocabulary
@@ -61,9 +61,7 @@ def join_training_corpora(
         joined.cuts = joined.cuts + corpus.cuts.map(lambda cut, taken=taken: _renamed(cut, taken))
         joined.problems += corpus.problems
     joined.cuts = joined.cuts.to_eager()
-    return drop_unfit(
-        joined, frame_lengths, processor.tokenizer, crop_samples(arguments), arguments.max_audio_duration
-    )
+    return drop_unfit(joined, frame_lengths, processor.tokenizer, crop_samples(arguments), arguments.max_audio_duration)
 
 
 def _renamed(cut, taken: set[str]):
@@ -98,10 +96,11 @@ def make_training_loader(
 def _augmentation(arguments: argparse.Namespace) -> WaveformAugmentation | None:
     if arguments.noise_dir is None and arguments.speed_factors == (1.0,):
         return None
-    noises = None if arguments.noise_dir is None else load_noise_folder(arguments.noise_dir)
-    return WaveformAugmentation(
-        arguments.speed_factors, noises, arguments.noise_snr_db, arguments.noise_prob, arguments.seed
-    )
+    mixer = None
+    if arguments.noise_dir is not None:
+        snr_range_db = (min(arguments.noise_snr_db), max(arguments.noise_snr_db))
+        mixer = NoiseMixer(load_noise_folder(arguments.noise_dir), snr_range_db, arguments.seed)
+    return WaveformAugmentation(arguments.speed_factors, mixer, arguments.noise_prob, arguments.seed)
 
 
 def make_evaluation_loader(

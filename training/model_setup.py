@@ -56,7 +56,9 @@ def _take_weights(model: HybridASRForCTC, processor: HybridASRProcessor, name_or
     try:
         missing, unexpected = model.load_state_dict(source.model.state_dict(), strict=False)
     except RuntimeError as error:
-        raise InputError(f"The weights of {name_or_path} have other shapes: {' '.join(str(error).split())[:200]}") from None
+        raise InputError(
+            f"The weights of {name_or_path} have other shapes: {' '.join(str(error).split())[:200]}"
+        ) from None
     wrong = [name for name in (*missing, *unexpected) if not name.startswith("masked_prediction.")]
     if wrong:
         raise InputError(f"The weights of {name_or_path} do not fit the configuration: {wrong[0]} has no counterpart.")

@@ -82,9 +82,7 @@ def make_trainer(arguments: argparse.Namespace, accelerator: Accelerator) -> Tra
     return trainer
 
 
-def _report_batches(
-    arguments: argparse.Namespace, accelerator: Accelerator, corpus: Corpus, batches
-) -> None:
+def _report_batches(arguments: argparse.Namespace, accelerator: Accelerator, corpus: Corpus, batches) -> None:
     seconds = arguments.crop_samples / 16_000
     cropped = sum(cut.duration > seconds for cut in corpus.cuts) if arguments.crop_samples > 0 else 0
     accelerator.print(
@@ -112,9 +110,7 @@ def score_test_subset(arguments: argparse.Namespace, accelerator: Accelerator) -
     if arguments.test_subset is None:
         return
     checkpoint = load_checkpoint(arguments.output_dir / BEST_MODEL)
-    corpus, batches = make_evaluation_loader(
-        arguments.data_dir, arguments.test_subset, arguments, checkpoint.processor
-    )
+    corpus, batches = make_evaluation_loader(arguments.data_dir, arguments.test_subset, arguments, checkpoint.processor)
     vocabulary = checkpoint.processor.vocabulary
     result = validate(checkpoint.model.to(accelerator.device), batches, vocabulary, accelerator.device)
     print(f"{corpus.name}: greedy WER {result.wer:.2%}, CER {result.cer:.2%}")

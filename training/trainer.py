@@ -151,9 +151,7 @@ class Trainer:
         step, arguments = self.progress.step, self.arguments
         if step % arguments.logging_steps == 0:
             self._log_recent(bar)
-        if arguments.eval_steps and (step % arguments.eval_steps == 0 or step == self.total_steps):
-            self._validate(bar)
-        elif arguments.eval_steps is None and step == self.total_steps:
+        if (arguments.eval_steps and (step % arguments.eval_steps == 0 or step == self.total_steps)) or (arguments.eval_steps is None and step == self.total_steps):
             self._validate(bar)
         if step % arguments.save_steps == 0:
             self.save_state()
@@ -189,7 +187,9 @@ class Trainer:
             if better:
                 self.progress.best_wer, self.progress.best_cer = result.wer, result.cer
                 self.save_best()
-            self.log.write("validation", self.progress.step, {"wer": result.wer, "cer": result.cer, "loss": result.loss})
+            self.log.write(
+                "validation", self.progress.step, {"wer": result.wer, "cer": result.cer, "loss": result.loss}
+            )
             bar.write(
                 f"step {self.progress.step}: validation WER {result.wer:.2%}, CER {result.cer:.2%}"
                 f"{' (best so far)' if better else ''}"

@@ -67,7 +67,9 @@ def load_training_state(path: Path, vocabulary: dict[str, int]) -> dict:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InputError(f"{path} is not a training state (last_checkpoint.pt); training cannot go on from it.")
     if content["vocabulary"] != vocabulary:
-        raise InputError(f"The vocabulary in {path} differs from the one of this training data; they do not belong together.")
+        raise InputError(
+            f"The vocabulary in {path} differs from the one of this training data; they do not belong together."
+        )
     return content
 
 

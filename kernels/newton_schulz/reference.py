@@ -17,9 +17,7 @@ COEFFICIENTS: tuple[tuple[float, float, float], ...] = (
 NORM_EPSILON = 1e-7  # added to the Frobenius norm, so that a zero matrix stays zero
 
 
-def newton_schulz(
-    matrices: Tensor, coefficients: tuple[tuple[float, float, float], ...] = COEFFICIENTS
-) -> Tensor:
+def newton_schulz(matrices: Tensor, coefficients: tuple[tuple[float, float, float], ...] = COEFFICIENTS) -> Tensor:
     """Replace every singular value of each matrix by a value near 1, keeping its singular vectors.
 
     X₀ = G / ‖G‖_F, then for each (a, b, c): A = X Xᵀ, X ← a X + (b A + c A²) X, on the smaller side. This is the

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import soxr
 
 from lact_asr.audio import SAMPLE_RATE_HZ
-from lact_asr.data.noise import mix_at_snr
+from lact_asr.data.noise import NoiseMixer
+from lact_asr.errors import InputError
 
 
 class WaveformAugmentation:
@@ -20,39 +21,35 @@ class WaveformAugmentation:
 
     Args:
         speed_factors: one is drawn for each utterance; 1.1 is a tenth faster, and higher in pitch (Ko et al. 2015).
-        noises: name -> float32 [samples] at 16 kHz; empty for none.
-        noise_snr_db: one is drawn for each utterance that gets noise.
+        mixer: adds noise; None for none.
         noise_prob: share of utterances that get noise.
-        seed: of all choices.
+        seed: of all choices but the mixer's own.
+
+    Raises:
+        InputError: a speed outside 0.5 to 2, or a share outside 0 to 1.
     """
 
     def __init__(
         self,
         speed_factors: Sequence[float] = (1.0,),
-        noises: Mapping[str, np.ndarray] | None = None,
-        noise_snr_db: Sequence[float] = (5.0, 10.0, 15.0, 20.0),
+        mixer: NoiseMixer | None = None,
         noise_prob: float = 0.5,
         seed: int = 0,
     ) -> None:
-        self.speed_factors = tuple(speed_factors)
-        self.noises = [noises[name] for name in sorted(noises)] if noises else []
-        self.noise_snr_db = tuple(noise_snr_db)
-        self.noise_prob = noise_prob
-        self.seed = seed
+        if not speed_factors or not all(0.5 <= factor <= 2.0 for factor in speed_factors):
+            raise InputError(f"speed factors must be between 0.5 and 2, not {speed_factors}.")
+        if not 0 <= noise_prob <= 1:
+            raise InputError(f"the share of utterances with noise must be between 0 and 1, not {noise_prob}.")
+        self.speed_factors, self.mixer, self.noise_prob, self.seed = tuple(speed_factors), mixer, noise_prob, seed
 
     def __call__(self, samples: np.ndarray, key: str) -> np.ndarray:
         """Augment one utterance: float32 [samples] -> float32, of another length where the speed changes."""
-        digest = hashlib.sha256(f"{self.seed}/{key}".encode()).digest()
-        rng = np.random.default_rng(int.from_bytes(digest[:8], "little"))
+        digest = hashlib.blake2b(f"{self.seed}/{key}".encode(), digest_size=8).digest()
+        rng = np.random.default_rng(int.from_bytes(digest, "little"))
         samples = change_speed(samples, float(rng.choice(self.speed_factors)))
-        if self.noises and rng.random() < self.noise_prob:
-            samples = self._add_noise(samples, rng)
+        if self.mixer is not None and rng.random() < self.noise_prob:
+            samples = self.mixer(samples, key)
         return samples
-
-    def _add_noise(self, samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        noise = self.noises[int(rng.integers(len(self.noises)))]
-        piece = np.resize(np.roll(noise, -int(rng.integers(len(noise)))), len(samples))
-        return mix_at_snr(samples, piece, float(rng.choice(self.noise_snr_db)))
 
 
 def change_speed(samples: np.ndarray, factor: float) -> np.ndarray:

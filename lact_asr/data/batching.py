@@ -72,8 +72,8 @@ def make_dataloader(
             transcript stays whole and the labels of what remains are at its start.
         max_batch_seconds: most seconds in a padded batch (utterances × longest), give or take the spread of a bucket.
         num_workers: processes that read; 0 reads in this one. Results do not depend on it.
-        transform: called as ``transform(samples, key)`` on float32 [samples] at 16 kHz before normalisation, and must
-            keep the length. The key is the utterance id, with ``#epochN`` added from the second training epoch on: a
+        transform: called as ``transform(samples, key)`` on float32 [samples] at 16 kHz before normalisation; it may
+            change the length a little (padding is then planned from the original lengths). The key is the utterance id, with ``#epochN`` added from the second training epoch on: a
             transform seeded by it is reproducible and yet differs between epochs.
         cache_bytes: memory for decoded recordings (float32, so that results are exact), shared by the workers.
         world_size, rank: of the processes that share an epoch; each takes whole batches, every `world_size`-th. In

@@ -37,12 +37,12 @@ from lact_asr.audio import SAMPLE_RATE_HZ
 from lact_asr.data.atomic_folder import replacing_folder
 from lact_asr.data.espeak import EspeakSynthesiser
 from lact_asr.data.generated_plan import SUBSETS, CorpusPlan, Utterance, is_speakable, plan_corpus
-from lact_asr.data.sentences import GRAMMAR_FILE, WORDS_FILE, Sentence, read_sentences
+from lact_asr.data.sentences import Sentence, read_sentences
 from lact_asr.errors import InputError, exit_on_input_error
 
 CORPUS_FILE = "corpus.json"
 SPEAKERS_FILE = "SPEAKERS.TXT"
-GENERATOR_VERSION = 1  # raise it with every change that alters the audio or the sentences
+GENERATOR_VERSION = 1  # raise it with every change here that alters the audio
 MIN_HOURS, MAX_HOURS = 0.002, 500.0
 _SILENT_BELOW = 0.003  # of the peak: what eSpeak leaves before and after the speech
 _TASKS_PER_BATCH = 8
@@ -172,23 +172,16 @@ def _summarise(plan: CorpusPlan, num_samples: Sequence[int]) -> dict[str, Subset
     return summaries
 
 
-def _corpus_parameters(hours: float, seed: int, train_sentences: Sequence[Sentence] | None) -> dict:
+def _corpus_parameters(hours: float, seed: int, plan: CorpusPlan) -> dict:
     """All that decides a corpus's content; two corpora are the same if these are."""
     with EspeakSynthesiser() as synthesiser:
         espeak_version = synthesiser.version()
-    digest = hashlib.sha256()
-    for path in (WORDS_FILE, GRAMMAR_FILE):
-        digest.update(path.read_text(encoding="utf-8").encode())
-    own = None
-    if train_sentences is not None:
-        own = hashlib.sha256("\n".join(sentence.spoken for sentence in train_sentences).encode()).hexdigest()
     return {
         "generator_version": GENERATOR_VERSION,
         "hours": hours,
         "seed": seed,
         "espeak_ng": espeak_version,
-        "grammar_sha256": digest.hexdigest(),
-        "train_sentences_sha256": own,
+        "plan_sha256": hashlib.sha256(repr(plan).encode()).hexdigest(),  # of every sentence, voice and level
     }
 
 
@@ -224,13 +217,14 @@ def _is_complete(output_dir: Path, record: dict) -> bool:
 
 def _refuse_different(output_dir: Path, existing: dict, parameters: dict) -> None:
     before = existing["parameters"]
-    different = [key for key in parameters if before.get(key) != parameters[key]]
-    if different:
-        key = different[0]
-        raise InputError(
-            f"{output_dir} holds a generated corpus with {key} {before.get(key)} instead of {parameters[key]}; "
-            "choose another folder, or replace it with --force"
-        )
+    for key, value in parameters.items():
+        if before.get(key) != value:
+            what = (
+                "other sentences or voices" if key == "plan_sha256" else f"{key} {before.get(key)} instead of {value}"
+            )
+            raise InputError(
+                f"{output_dir} holds a generated corpus with {what}; choose another folder, or replace it with --force"
+            )
     if not _is_complete(output_dir, existing):
         raise InputError(f"{output_dir} holds a generated corpus with missing files; make it again with --force")
 
@@ -273,12 +267,12 @@ def generate_corpus(
     num_workers = _available_cores() if num_workers is None else num_workers
     _check_arguments(hours, num_workers, train_sentences)
     existing = _existing_corpus(output_dir)
-    parameters = _corpus_parameters(hours, seed, train_sentences)
+    plan = plan_corpus(hours, seed, train_sentences)
+    parameters = _corpus_parameters(hours, seed, plan)
     if existing is not None and not force:
         _refuse_different(output_dir, existing, parameters)
         return CorpusSummary(output_dir, {s: SubsetSummary(**v) for s, v in existing["subsets"].items()}, reused=True)
 
-    plan = plan_corpus(hours, seed, train_sentences)
     with replacing_folder(output_dir) as new:
         num_samples = _write_all_audio(new, plan.utterances, num_workers)
         _write_transcripts(new, plan.utterances)

@@ -16,9 +16,9 @@ VARIANTS = {
     "group norm": {"feat_extract_norm": "group", "conv_bias": False},
     "window": {"window_size": 5},
     "chunks": {"lact_chunk_size": 6},
-    "chunks with momentum": {"lact_chunk_size": 4, "use_momentum": True},
+    "chunks with momentum": {"lact_chunk_size": 8, "use_momentum": True},
     "chunks with momentum, applied first, window, group norm": {
-        "lact_chunk_size": 4,
+        "lact_chunk_size": 12,
         "use_momentum": True,
         "lact_update_order": "apply_then_update",
         "window_size": 9,
@@ -141,7 +141,11 @@ def test_randomness_is_for_training_only(changes, tiny_model):
 @pytest.mark.parametrize("fill", [0.0, 1e3, math.nan])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_padding_changes_no_row(variant, fill, tiny_model):
-    """1e-4 is the promise; float32 rounding is some 1e-6 here, and a mistake in masking more than 1e-2."""
+    """1e-4 is the promise; float32 rounding is some 1e-5 here, and a mistake in masking more than 1e-2.
+
+    Rounding grows where chunks have fewer frames than a head has dimensions: Newton-Schulz then amplifies what should be
+    zero some 500 times. Such chunks are compared in float64, where a tolerance can be tight, in test_lact_layer.py.
+    """
     model = tiny_model(**VARIANTS[variant])
     rows = random_audio(5_000, 400, 2_345, 1_200, 4_999)
     audio, mask = padded(rows, 5_300, fill)
@@ -252,8 +256,8 @@ def test_masked_prediction_loss_is_that_of_two_passes(tiny_model):
     with torch.no_grad():
         teacher = model(audio, attention_mask=mask, output_hidden_states=True).hidden_states[-1]
     output = model(audio, attention_mask=mask, masked_frames=masked_frames, output_hidden_states=True)
-    masked_frames[1, 9:] = False
-    expected = model.masked_prediction.loss(output.hidden_states[-1], teacher, masked_frames)
+    real_and_masked = masked_frames & (torch.arange(19) < torch.tensor([[19], [9]]))
+    expected = model.masked_prediction.loss(output.hidden_states[-1], teacher, real_and_masked)
     torch.testing.assert_close(loss, expected, atol=1e-6, rtol=1e-5)
     # The teacher is cut off: gradients are those of the student's pass alone.
     parameters = [parameter for name, parameter in model.named_parameters() if not name.startswith("ctc_head")]
@@ -288,7 +292,8 @@ def test_a_model_without_predictor_says_so(tiny_model):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_gradients_reach_every_parameter(variant, tiny_model):
-    changes = {"enable_ttt": True, "ttt_mask_prob": 0.4, "lact_chunk_size": 5, **VARIANTS[variant]}
+    # Momentum's decay first acts on the second update, and applied first that shows in the third chunk.
+    changes = {**VARIANTS[variant], "enable_ttt": True, "ttt_mask_prob": 0.4, "lact_chunk_size": 5}
     model = tiny_model(**changes).train()
     audio, mask = padded(random_audio(4_000, 2_500), fill=math.nan)
     model(audio, attention_mask=mask, labels=torch.tensor([[1, 2, 3], [4, 5, -100]])).loss.backward()
@@ -409,7 +414,7 @@ def test_saved_models_load_exactly(tiny_model, tmp_path):
     for loaded in (HybridASRForCTC.from_pretrained(tmp_path), AutoModelForCTC.from_pretrained(tmp_path)):
         assert type(loaded) is HybridASRForCTC
         assert not loaded.training
-        assert loaded.config.to_dict() == model.config.to_dict()
+        assert {**loaded.config.to_dict(), "_name_or_path": ""} == model.config.to_dict()
         assert torch.equal(loaded(audio).logits, model(audio).logits)
         assert not any(parameter.requires_grad for parameter in loaded.front_end.parameters())
     assert type(AutoConfig.from_pretrained(tmp_path)) is HybridASRConfig
@@ -437,7 +442,7 @@ def test_processors_load_exactly(tmp_path, tiny_config):
         assert batch["input_values"][0].tolist() == pytest.approx([-math.sqrt(1.5), 0, math.sqrt(1.5)], abs=1e-4)
 
 
-def test_a_model_can_be_built_without_memory(tiny_config):
+def test_a_model_can_be_built_without_memory():
     with torch.device("meta"):
         model = HybridASRForCTC(HybridASRConfig())
     assert {parameter.device.type for parameter in model.parameters()} == {"meta"}

@@ -202,12 +202,14 @@ def test_a_finished_corpus_is_reused_and_a_different_one_replaced_only_by_force(
     assert "missing files" in capsys.readouterr().err
 
 
-def test_own_sentences_file_by_command(tmp_path):
+def test_own_sentences_file_by_command(tmp_path, capsys):
     (tmp_path / "mine.txt").write_text("THE CAT SAT ON THE MAT\nWE CALL IT BEAR\n")
     arguments = ["--output_dir", str(tmp_path / "corpus"), "--hours", "0.004", "--num_workers", "1"]
     assert main([*arguments, "--sentences", str(tmp_path / "mine.txt")]) == 0
     spoken = set(transcripts(tmp_path / "corpus" / "train-generated").values())
     assert spoken == {"THE CAT SAT ON THE MAT", "WE CALL IT BEAR"}
+    assert main(arguments) == 2
+    assert "other sentences" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
