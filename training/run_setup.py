@@ -12,7 +12,7 @@ from lact_asr.checkpoint import load_checkpoint
 from lact_asr.data.corpora import Corpus
 from lact_asr.errors import InputError
 from lact_asr.inference.ngram_training import build_ngram
-from lact_asr.model_sizes import parameter_counts
+from lact_asr.model_sizes import count_parameters
 from lact_asr.modeling_hybrid_asr import HybridASRForCTC
 from lact_asr.training.data_setup import (
     choose_processor,
@@ -92,7 +92,8 @@ def _report_batches(arguments: argparse.Namespace, accelerator: Accelerator, cor
 
 
 def _describe(arguments: argparse.Namespace, model: HybridASRForCTC, vocabulary: dict[str, int]) -> None:
-    counts = parameter_counts(model)
+    counts = count_parameters(model)
+    counts["total"] = sum(counts.values())
     print(f"Model: {counts['total'] / 1e6:.2f} M parameters, {model.config.frame_rate_hz:g} frames a second.")
     write_json(arguments.output_dir / "run.json", describe_run(vars(arguments), counts))
     write_json(arguments.output_dir / "vocab.json", vocabulary)
