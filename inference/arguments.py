@@ -134,11 +134,26 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--seed", type=int, default=0, help="of TTT's masks (default: %(default)s)")
 
 
+def ignored_flags(arguments: argparse.Namespace) -> list[str]:
+    """Flags of test-time training that were given without ``--use_ttt``."""
+    if arguments.use_ttt:
+        return []
+    return [f"--{name}" for name, value in vars(arguments).items() if name.startswith("ttt_") and value is not None]
+
+
 def _check(arguments: argparse.Namespace) -> None:
     sources = [arguments.audio_file, arguments.audio_dir, arguments.data_dir]
     if sum(source is not None for source in sources) != 1:
         raise InputError("Give exactly one of --audio_file, --audio_dir and --data_dir.")
     if arguments.data_dir is not None and not arguments.subset:
         raise InputError("--data_dir needs --subset.")
+    if arguments.data_dir is None and arguments.subset:
+        raise InputError("--subset needs --data_dir.")
     if arguments.max_samples is not None and arguments.max_samples < 1:
         raise InputError(f"--max_samples must be 1 or more, not {arguments.max_samples}.")
+    if arguments.beam_size < 1:
+        raise InputError(f"--beam_size must be 1 or more, not {arguments.beam_size}.")
+    if arguments.greedy and arguments.lm_path not in ("auto", "none"):
+        raise InputError("--greedy uses no language model: leave out --greedy or --lm_path.")
+    if arguments.resume and arguments.data_dir is None and arguments.output is None:
+        raise InputError("--resume needs --output, the results file to go on with.")

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lact_asr.errors import InputError, exit_on_input_error
-from lact_asr.inference.arguments import parse_arguments
+from lact_asr.inference.arguments import ignored_flags, parse_arguments
+
+if TYPE_CHECKING:
+    from lact_asr.data.corpora import Corpus
+    from lact_asr.inference.evaluation import Utterance, UtteranceResult
 
 
 @exit_on_input_error
@@ -15,23 +21,35 @@ def main(argv: list[str] | None = None) -> int:
     """Parse, recognise, report; returns the exit code."""
     arguments = parse_arguments(argv)
     # Imported after parsing: --help and mistyped flags answer at once.
+    from lact_asr.checkpoint import load_checkpoint
     from lact_asr.inference.evaluation import ResultsWriter, evaluate
-    from lact_asr.inference.inference_setup import list_utterances, make_recogniser
+    from lact_asr.inference.inference_setup import fill_in_defaults, list_utterances, make_recogniser
 
     utterances, corpus = list_utterances(arguments)
-    recogniser = make_recogniser(arguments)
+    if len(utterances) == 1:
+        utterances = [_read_now(utterances[0])]
+    checkpoint = load_checkpoint(arguments.checkpoint)
     path = _results_path(arguments)
+    arguments = fill_in_defaults(arguments, checkpoint.model.config)
+    recogniser = make_recogniser(arguments, checkpoint)
     if path is None:
         results = evaluate(utterances, recogniser)
     else:
         with ResultsWriter(path, _settings(arguments), resume=arguments.resume) as writer:
             results = evaluate(utterances, recogniser, writer)
-    _report(results, corpus, recogniser, path)
     if all(result.failed for result in results):
         raise InputError(
             results[0].message if len(results) == 1 else f"None of the {len(results)} recordings could be transcribed."
         )
+    _report_results(results, corpus)
+    _report_run(results, arguments, recogniser.refusals, path)
     return 0
+
+
+def _read_now(utterance: Utterance) -> Utterance:
+    """A single recording is read before the model is loaded: a mistyped name is answered at once, in one line."""
+    samples = utterance.read()
+    return dataclasses.replace(utterance, read=lambda: samples)
 
 
 def _results_path(arguments: argparse.Namespace) -> Path | None:
@@ -50,22 +68,38 @@ def _settings(arguments: argparse.Namespace) -> dict:
     return {key: str(value) for key, value in vars(arguments).items() if key not in left_out}
 
 
-def _report(results, corpus, recogniser, path: Path | None) -> None:
-    """Transcripts of files, rates of a corpus, and what TTT left alone."""
+def _report_results(results: list[UtteranceResult], corpus: Corpus | None) -> None:
+    """On stdout: transcripts of files, or what was left out of a corpus and its error rates."""
     from lact_asr.inference.evaluation import format_table, summarise
 
-    if corpus is None:
-        for result in results:
-            if not result.failed:
-                print(f"{result.id}\t{result.hypothesis}")
-    else:
+    if corpus is not None:
         if corpus.problems:
             print(corpus.report())
         print(format_table({corpus.name: summarise(results)}))
-    if path is not None and path.exists():
-        print(f"Results: {path}", file=sys.stderr)
-    for reason, count in recogniser.refusals.items():
-        print(f"TTT left {count} of {len(results)} utterances as they were: {reason}.", file=sys.stderr)
+        return
+    for result in results:
+        if not result.failed:
+            print(f"{result.id}\t{result.hypothesis}")
+            if result.hypothesis_without_ttt is not None:
+                print(f"{result.id} (without TTT)\t{result.hypothesis_without_ttt}")
+
+
+def _report_run(
+    results: list[UtteranceResult], arguments: argparse.Namespace, refusals: dict[str, int], path: Path | None
+) -> None:
+    """On stderr, so that stdout holds results alone: how they came about and where they are."""
+    from lact_asr.inference.inference_setup import describe_recogniser
+
+    lines = [describe_recogniser(arguments)]
+    if silent := sum(result.hypothesis == "" for result in results):
+        lines.append(f"No speech was recognised in {silent} of {len(results)} recordings.")
+    for reason, count in refusals.items():
+        lines.append(f"TTT left {count} of {len(results)} utterances as they were: {reason}.")
+    if ignored := ignored_flags(arguments):
+        lines.append(f"Without --use_ttt nothing was adapted; without effect: {', '.join(ignored)}.")
+    if path is not None:
+        lines.append(f"Results: {path}")
+    print("\n".join(lines), file=sys.stderr)
 
 
 if __name__ == "__main__":

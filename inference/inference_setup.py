@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from lact_asr.audio import find_audio_files, read_audio
-from lact_asr.checkpoint import LoadedCheckpoint, load_checkpoint
+from lact_asr.checkpoint import LoadedCheckpoint
 from lact_asr.configuration_hybrid_asr import HybridASRConfig
 from lact_asr.data.corpora import Corpus, load_corpus, transcript
 from lact_asr.errors import InputError
@@ -18,7 +18,8 @@ from lact_asr.inference.decoding import DEFAULT_LM_WEIGHT, DEFAULT_WORD_SCORE, D
 from lact_asr.inference.evaluation import Utterance
 from lact_asr.inference.language_model import LanguageModel, load_language_model
 from lact_asr.inference.recogniser import Recogniser
-from lact_asr.inference.ttt_procedure import TTTSettings
+from lact_asr.inference.ttt_objectives import all_finite
+from lact_asr.inference.ttt_procedure import DEFAULT_LEARNING_RATES, DEFAULT_PARAMETERS, TTTSettings
 
 LANGUAGE_MODEL_NAME = "lm.arpa"
 TUNED_WEIGHTS_NAME = "lm_weights.json"
@@ -35,76 +36,145 @@ def choose_device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def make_recogniser(arguments: argparse.Namespace) -> Recogniser:
-    """Load the checkpoint and its language model and set up decoder and TTT."""
-    device = choose_device(arguments.device)
-    checkpoint = load_checkpoint(arguments.checkpoint)
-    decoder = _decoder(arguments, checkpoint)
-    settings = ttt_settings(arguments, checkpoint.model.config) if arguments.use_ttt else None
-    return Recogniser(checkpoint, decoder, settings, device, arguments.move_emission_to_cpu)
+def fill_in_defaults(arguments: argparse.Namespace, config: HybridASRConfig) -> argparse.Namespace:
+    """The command line with every flag that was left out replaced by the value that will be used.
+
+    What results are reported and resumed with should not depend on files that may change or appear later.
+
+    Raises:
+        InputError: the tuned weights beside the checkpoint cannot be read.
+    """
+    filled = {**vars(arguments), **_decoding_values(arguments)}
+    if arguments.use_ttt:
+        loss_type = arguments.ttt_loss_type or config.ttt_loss_type
+        filled["ttt_loss_type"] = loss_type
+        for name, default in (
+            ("ttt_steps", config.ttt_steps),
+            ("ttt_mask_prob", config.ttt_mask_prob),
+            ("ttt_chunk_size", config.ttt_chunk_size),
+            ("ttt_parameters", ",".join(DEFAULT_PARAMETERS[loss_type])),
+            ("ttt_learning_rate", DEFAULT_LEARNING_RATES[loss_type]),
+        ):
+            filled[name] = default if filled[name] is None else filled[name]
+    return argparse.Namespace(**filled)
+
+
+def _decoding_values(arguments: argparse.Namespace) -> dict[str, object]:
+    beam_size, lm_path = (1, "none") if arguments.greedy else (arguments.beam_size, arguments.lm_path)
+    if lm_path == "auto":
+        lm_path = _language_model_beside(arguments.checkpoint)
+    if lm_path == "none":
+        return {"beam_size": beam_size, "lm_path": lm_path, "lm_weight": None, "word_score": None}
+    weights = {"lm_weight": DEFAULT_LM_WEIGHT, "word_score": DEFAULT_WORD_SCORE}
+    weights |= _tuned_weights(arguments.checkpoint, lm_path)
+    given = {name: getattr(arguments, name) for name in weights if getattr(arguments, name) is not None}
+    return {"beam_size": beam_size, "lm_path": lm_path, **weights, **given}
+
+
+def make_recogniser(arguments: argparse.Namespace, checkpoint: LoadedCheckpoint) -> Recogniser:
+    """Set up language model, decoder and TTT.
+
+    Args:
+        arguments: what `fill_in_defaults` returned.
+        checkpoint: of `load_checkpoint`.
+
+    Raises:
+        InputError: weights that are not finite, no such device, a language model that does not fit, TTT that this
+            model cannot do, or an impossible value.
+    """
+    if not all_finite(*checkpoint.model.parameters()):
+        raise InputError(f"The weights in {arguments.checkpoint} hold NaN or infinity: its training failed.")
+    return Recogniser(
+        checkpoint,
+        _decoder(arguments, checkpoint),
+        ttt_settings(arguments, checkpoint.model.config) if arguments.use_ttt else None,
+        choose_device(arguments.device),
+        arguments.move_emission_to_cpu,
+    )
+
+
+def describe_recogniser(arguments: argparse.Namespace) -> str:
+    """One sentence on decoding and one on TTT, from what `fill_in_defaults` returned."""
+    if arguments.lm_path != "none":
+        decoding = (
+            f"beam search, {arguments.beam_size} beams, language model {arguments.lm_path} "
+            f"(weight {arguments.lm_weight:g}, word score {arguments.word_score:g})"
+        )
+    elif arguments.beam_size > 1:
+        decoding = f"beam search, {arguments.beam_size} beams, no language model"
+    else:
+        decoding = "greedy"
+    if not arguments.use_ttt:
+        return f"Decoding: {decoding}."
+    return (
+        f"Decoding: {decoding}. TTT: {arguments.ttt_loss_type}, {arguments.ttt_steps} "
+        f"step{'s' * (arguments.ttt_steps != 1)} at {arguments.ttt_learning_rate:g} on {arguments.ttt_parameters}."
+    )
 
 
 def ttt_settings(arguments: argparse.Namespace, config: HybridASRConfig) -> TTTSettings:
-    """The command line's TTT flags, with the model's configuration as defaults."""
+    """The TTT flags of what `fill_in_defaults` returned.
 
-    def choose(flag, default):
-        return default if flag is None else flag
-
-    parameters = arguments.ttt_parameters
+    Raises:
+        InputError: an impossible value.
+    """
     return TTTSettings(
-        loss_type=choose(arguments.ttt_loss_type, config.ttt_loss_type),
-        steps=choose(arguments.ttt_steps, config.ttt_steps),
-        parameters=None if parameters is None else tuple(parameters.split(",")),
+        loss_type=arguments.ttt_loss_type,
+        steps=arguments.ttt_steps,
+        parameters=tuple(name.strip() for name in arguments.ttt_parameters.split(",")),
         learning_rate=arguments.ttt_learning_rate,
-        mask_prob=choose(arguments.ttt_mask_prob, config.ttt_mask_prob),
+        mask_prob=arguments.ttt_mask_prob,
         mask_length=config.ttt_mask_length,
-        chunk_size=choose(arguments.ttt_chunk_size, config.ttt_chunk_size),
+        chunk_size=arguments.ttt_chunk_size,
         seed=arguments.seed,
     )
 
 
 def checkpoint_folder(checkpoint: str) -> Path:
-    """The folder that a checkpoint's companions lie in."""
+    """The folder that a checkpoint's companions lie in; for the name of a hub model the current one."""
     path = Path(checkpoint)
+    if not path.exists():
+        return Path()
     return path if path.is_dir() else path.parent
 
 
 def find_language_model(lm_path: str, checkpoint: str) -> LanguageModel | None:
     """The language model of ``--lm_path``: a file, "none", or "auto" for the one beside the checkpoint if any."""
-    if lm_path == "none":
-        return None
-    if lm_path != "auto":
-        return load_language_model(lm_path)
+    if lm_path == "auto":
+        lm_path = _language_model_beside(checkpoint)
+    return None if lm_path == "none" else load_language_model(lm_path)
+
+
+def _language_model_beside(checkpoint: str) -> str:
     beside = checkpoint_folder(checkpoint) / LANGUAGE_MODEL_NAME
-    return load_language_model(beside) if beside.is_file() else None
+    return str(beside) if Path(checkpoint).exists() and beside.is_file() else "none"
 
 
 def _decoder(arguments: argparse.Namespace, checkpoint: LoadedCheckpoint) -> Decoder:
     vocabulary, blank_id = checkpoint.processor.vocabulary, checkpoint.model.config.ctc_blank_id
-    if arguments.greedy:
-        return make_decoder(vocabulary, blank_id)
     language_model = find_language_model(arguments.lm_path, arguments.checkpoint)
-    tuned = _tuned_weights(arguments.checkpoint) if arguments.lm_path == "auto" else {}
-    lm_weight = tuned.get("lm_weight", DEFAULT_LM_WEIGHT) if arguments.lm_weight is None else arguments.lm_weight
-    word_score = tuned.get("word_score", DEFAULT_WORD_SCORE) if arguments.word_score is None else arguments.word_score
+    weights = {"lm_weight": arguments.lm_weight, "word_score": arguments.word_score} if language_model else {}
     return make_decoder(
         vocabulary,
         blank_id,
         beam_size=arguments.beam_size,
         language_model=language_model,
-        lm_weight=lm_weight,
-        word_score=word_score,
         beam_threshold=arguments.beam_threshold,
+        **weights,
     )
 
 
-def _tuned_weights(checkpoint: str) -> dict[str, float]:
-    """What `lact_asr.inference.tune_language_model` wrote beside the checkpoint; empty if it did not run."""
-    path = checkpoint_folder(checkpoint) / TUNED_WEIGHTS_NAME
+def _tuned_weights(checkpoint: str, lm_path: str) -> dict[str, float]:
+    """What `lact_asr.inference.tune_language_model` wrote beside the checkpoint; empty if not for this language model."""
+    folder = checkpoint_folder(checkpoint)
+    path = folder / TUNED_WEIGHTS_NAME
     if not path.is_file():
         return {}
     try:
-        return {key: float(value) for key, value in json.loads(path.read_text(encoding="utf-8"))["best"].items()}
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if (folder / content.get("language_model", LANGUAGE_MODEL_NAME)).resolve() != Path(lm_path).resolve():
+            return {}
+        return {key: float(content["best"][key]) for key in ("lm_weight", "word_score")}
     except (ValueError, KeyError, TypeError, AttributeError):
         raise InputError(f"{path} does not hold tuned language-model weights; remove it or tune again.") from None
 

@@ -7,8 +7,10 @@ import torch
 
 from lact_asr.audio import SAMPLE_RATE_HZ
 from lact_asr.checkpoint import LoadedCheckpoint
+from lact_asr.errors import InputError
 from lact_asr.inference.decoding import Decoder
 from lact_asr.inference.evaluation import Hypotheses
+from lact_asr.inference.ttt_objectives import all_finite
 from lact_asr.inference.ttt_procedure import TestTimeTrainer, TTTOutcome, TTTSettings
 
 
@@ -37,24 +39,31 @@ class Recogniser:
         self.refusals: dict[str, int] = {}
 
     def __call__(self, samples: np.ndarray) -> Hypotheses:
-        """float32 [samples] at 16 kHz -> text, and with TTT also the text without it."""
-        input_values = self.processor(samples, sampling_rate=SAMPLE_RATE_HZ, return_tensors="pt").input_values.to(
-            self.device
-        )
+        """float32 [samples] at 16 kHz -> text, and with TTT also the text without it.
+
+        Raises:
+            InputError: the model's output is not finite.
+        """
         if self.trainer is None:
-            return Hypotheses(self._decode(self.emission(input_values)))
-        outcome = self.trainer.adapt(input_values[0])
+            return Hypotheses(self._decode(self.emission(samples)))
+        outcome = self.trainer.adapt(self._input_values(samples)[0])
         self._count_refusal(outcome)
-        before = self._decode(outcome.logits_before.log_softmax(-1))
-        after = self._decode(outcome.logits.log_softmax(-1)) if outcome.adapted else before
+        before = self._decode(_log_probs(outcome.logits_before))
+        after = self._decode(_log_probs(outcome.logits)) if outcome.adapted else before
         return Hypotheses(after, before)
 
     @torch.no_grad()
-    def emission(self, input_values: torch.Tensor) -> torch.Tensor:
-        """Log-probabilities [T, V] of one utterance [1, samples], without TTT."""
-        return self.model(input_values).logits[0].float().log_softmax(-1)
+    def emission(self, samples: np.ndarray) -> torch.Tensor:
+        """Log-probabilities [T, V] of one utterance, float32 [samples] at 16 kHz, without TTT."""
+        return _log_probs(self.model(self._input_values(samples)).logits[0])
+
+    def _input_values(self, samples: np.ndarray) -> torch.Tensor:
+        inputs = self.processor(samples, sampling_rate=SAMPLE_RATE_HZ, return_tensors="pt")
+        return inputs.input_values.to(self.device)
 
     def _decode(self, log_probs: torch.Tensor) -> str:
+        if not all_finite(log_probs):
+            raise InputError("the model's output for this recording is not finite (NaN or infinity)")
         if self.move_emission_to_cpu:
             log_probs = log_probs.cpu()
         return self.decoder.decode(log_probs).text
@@ -62,3 +71,7 @@ class Recogniser:
     def _count_refusal(self, outcome: TTTOutcome) -> None:
         if not outcome.adapted:
             self.refusals[outcome.reason] = self.refusals.get(outcome.reason, 0) + 1
+
+
+def _log_probs(logits: torch.Tensor) -> torch.Tensor:
+    return logits.float().log_softmax(-1)

@@ -30,7 +30,9 @@ def class_confusion(logits: Tensor) -> Tensor:
     """
     probabilities = functional.softmax(logits, dim=-1)
     correlation = probabilities.mT @ probabilities
-    correlation = correlation / correlation.sum(dim=1, keepdim=True)
+    # A class whose probability underflows in every frame correlates with nothing: 0, not 0 / 0.
+    smallest = torch.finfo(correlation.dtype).tiny
+    correlation = correlation / correlation.sum(dim=1, keepdim=True).clamp_min(smallest)
     return (correlation.sum() - correlation.diagonal().sum()) / logits.shape[-1]
 
 

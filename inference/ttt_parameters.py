@@ -57,12 +57,14 @@ def _group_parameters(model: nn.Module, group: str) -> Iterator[tuple[str, nn.Pa
 def borrowed(model: nn.Module, parameters: dict[str, nn.Parameter]) -> Iterator[None]:
     """Inside, only ``parameters`` require gradients and may change; afterwards all is as it was, bit for bit.
 
-    Values, ``requires_grad`` and ``grad`` of every parameter and the model's mode are put back, also after an error.
+    Values, ``requires_grad`` and ``grad`` of every parameter, the modes of all modules and torch's random numbers on
+    the CPU (Transformers' encoders draw some in every pass) are put back, also after an error.
     """
     values = {name: parameter.detach().clone() for name, parameter in parameters.items()}
     flags = {parameter: (parameter.requires_grad, parameter.grad) for parameter in model.parameters()}
     modes = {module: module.training for module in model.modules()}
     chosen = {id(parameter) for parameter in parameters.values()}
+    random_state = torch.get_rng_state()
     try:
         for parameter in model.parameters():
             parameter.requires_grad_(id(parameter) in chosen)
@@ -78,3 +80,4 @@ def borrowed(model: nn.Module, parameters: dict[str, nn.Parameter]) -> Iterator[
             parameter.grad = gradient
         for module, training in modes.items():
             module.training = training
+        torch.set_rng_state(random_state)

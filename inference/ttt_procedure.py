@@ -6,6 +6,7 @@ module is the procedure around it: gradient steps on chosen parameters before th
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -35,6 +36,9 @@ class TTTSettings:
         mask_prob, mask_length: share of frames to mask, and frames in a span.
         chunk_size: frames of audio whose loss is computed at a time, to bound memory; -1 for the whole utterance.
         seed: of the masks; each utterance starts from it, so that its result does not depend on the others.
+
+    Raises:
+        InputError: a value is impossible.
     """
 
     loss_type: str = "masked_prediction"
@@ -51,8 +55,23 @@ class TTTSettings:
             raise InputError(f"Unknown TTT loss {self.loss_type!r}; choose {' or '.join(LOSS_TYPES)}.")
         if self.steps < 0:
             raise InputError(f"TTT needs 0 or more steps, not {self.steps}.")
+        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
+            raise InputError(f"The learning rate of TTT must be a number above 0, not {self.learning_rate}.")
+        if self.chunk_size != -1 and self.chunk_size < 1:
+            raise InputError(f"TTT's chunks must have 1 or more frames, or -1 for all, not {self.chunk_size}.")
+        if self.loss_type == "masked_prediction":
+            self._check_masks()
+
+    def _check_masks(self) -> None:
         if not 0 < self.mask_prob < 1:
             raise InputError(f"The share of frames to mask must be between 0 and 1, not {self.mask_prob}.")
+        if self.mask_length < 1:
+            raise InputError(f"The spans to mask must have 1 or more frames, not {self.mask_length}.")
+        if -1 < self.chunk_size <= self.mask_length:
+            raise InputError(
+                f"TTT's chunks of {self.chunk_size} frames have no room for masks of {self.mask_length}; "
+                "use longer ones, or -1 for the whole utterance."
+            )
 
 
 @dataclass
@@ -99,7 +118,8 @@ class TestTimeTrainer:
                 "use --ttt_loss_type entropy."
             )
         self.parameters = select_parameters(model, self.settings.parameters or DEFAULT_PARAMETERS[loss_type])
-        self.learning_rate = self.settings.learning_rate or DEFAULT_LEARNING_RATES[loss_type]
+        rate = self.settings.learning_rate
+        self.learning_rate = DEFAULT_LEARNING_RATES[loss_type] if rate is None else rate
 
     def adapt_batch(self, input_values: Tensor, attention_mask: Tensor | None = None) -> list[TTTOutcome]:
         """Adapt to each row by itself: [B, samples] -> B outcomes. Padding is cut off first, so it changes nothing."""
@@ -114,18 +134,19 @@ class TestTimeTrainer:
         Args:
             input_values: [samples] float, normalised by the processor, on the model's device.
         """
-        row = input_values[None]
-        with borrowed(self.model, self.parameters):
+        # A caller's inference mode would leave nothing to differentiate.
+        with torch.inference_mode(False), borrowed(self.model, self.parameters):
+            row = input_values[None].clone()
             with torch.no_grad():
                 before = self._forward(row)
             outcome = TTTOutcome(before.logits[0], before.logits[0])
             refusal = self._refusal_before(before.logits[0])
-            if not refusal and self.settings.steps > 0:
+            if not refusal:
                 refusal = self._run_steps(row, before, outcome)
             if not refusal:
                 with torch.no_grad():
                     adapted = self._forward(row).logits[0]
-                refusal = self._refusal_after(adapted, outcome.logits_before)
+                refusal = self._refusal_after(adapted)
         if refusal:
             outcome.adapted, outcome.reason = False, refusal
         else:
@@ -135,7 +156,7 @@ class TestTimeTrainer:
     def _forward(self, row: Tensor):
         """One pass; the hidden states are the teacher of masked prediction."""
         wants_hidden = self.settings.loss_type == "masked_prediction"
-        return self.model(row, attention_mask=torch.ones_like(row, dtype=torch.long), output_hidden_states=wants_hidden)
+        return self.model(row, output_hidden_states=wants_hidden)
 
     def _run_steps(self, row: Tensor, before, outcome: TTTOutcome) -> str:
         """The optimiser steps; returns why they were given up, or nothing."""
@@ -146,7 +167,7 @@ class TestTimeTrainer:
             loss = self._backward(row, before, generator)
             outcome.losses.append(loss)
             gradients = [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
-            if loss != loss or not all_finite(*gradients):
+            if not math.isfinite(loss) or not all_finite(*gradients):
                 return "the self-supervised loss or its gradient is not finite"
             optimizer.step()
         return ""
@@ -168,11 +189,12 @@ class TestTimeTrainer:
         size = self.settings.chunk_size
         if size == -1 or total_frames <= size:
             return [(slice(0, total_frames), slice(0, row.shape[1]))]
-        hop = self.model.config.samples_per_frame
-        starts = range(0, total_frames - self.settings.mask_length, size)
+        hop, receptive_field = _frame_geometry(self.model.config)
+        # A rest that is too short to be masked belongs to the piece before it.
+        starts = range(0, max(1, total_frames - self.settings.mask_length), size)
         ends = [*starts[1:], total_frames]
         return [
-            (slice(start, end), slice(start * hop, (end - 1) * hop + 400))
+            (slice(start, end), slice(start * hop, (end - 1) * hop + receptive_field))
             for start, end in zip(starts, ends, strict=True)
         ]
 
@@ -186,6 +208,8 @@ class TestTimeTrainer:
 
     def _refusal_before(self, logits: Tensor) -> str:
         """Why there is nothing to learn from this utterance, or nothing."""
+        if self.settings.steps == 0:
+            return "no steps were asked for"
         if not all_finite(logits):
             return "the model's output is not finite"
         if self.settings.loss_type == "masked_prediction" and len(logits) <= 2 * self.settings.mask_length:
@@ -194,10 +218,21 @@ class TestTimeTrainer:
             return "no frame is anything but blank"
         return ""
 
-    def _refusal_after(self, adapted: Tensor, before: Tensor) -> str:
+    def _refusal_after(self, adapted: Tensor) -> str:
         """Why the adapted output must not replace the unadapted one, or nothing."""
         if not all_finite(adapted):
             return "the adapted output is not finite"
-        if is_silent(adapted, self.blank_id) and not is_silent(before, self.blank_id):
+        if is_silent(adapted, self.blank_id):
             return "the adapted output collapsed to blanks"
         return ""
+
+
+def _frame_geometry(config) -> tuple[int, int]:
+    """(samples from one frame to the next, samples that a frame sees) of a front end of the Wav2Vec2 family.
+
+    The second follows from the stock strides: retuned ones come with dilations that keep it (see
+    `lact_asr.front_end_architecture`).
+    """
+    strides = [math.prod(config.conv_stride[:layer]) for layer in range(len(config.conv_stride))]
+    seen = 1 + sum((kernel - 1) * stride for kernel, stride in zip(config.conv_kernel, strides, strict=True))
+    return getattr(config, "samples_per_frame", math.prod(config.conv_stride)), seen

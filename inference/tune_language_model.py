@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import sys
 from pathlib import Path
 
@@ -12,8 +14,10 @@ from tqdm import tqdm
 from lact_asr.checkpoint import load_checkpoint
 from lact_asr.data.corpora import load_corpus
 from lact_asr.errors import InputError, exit_on_input_error
-from lact_asr.inference.decoding import make_decoder, tune_language_model_weights
+from lact_asr.inference.decoding import Decoder, make_decoder, tune_language_model_weights
+from lact_asr.inference.evaluation import Utterance
 from lact_asr.inference.inference_setup import (
+    LANGUAGE_MODEL_NAME,
     TUNED_WEIGHTS_NAME,
     checkpoint_folder,
     choose_device,
@@ -21,7 +25,6 @@ from lact_asr.inference.inference_setup import (
     find_language_model,
 )
 from lact_asr.inference.recogniser import Recogniser
-from lact_asr.training.run_log import write_json
 
 
 @exit_on_input_error
@@ -31,47 +34,88 @@ def main(argv: list[str] | None = None) -> int:
     checkpoint = load_checkpoint(arguments.checkpoint)
     language_model = find_language_model(arguments.lm_path, arguments.checkpoint)
     if language_model is None:
-        raise InputError(f"There is no language model beside {arguments.checkpoint}; give --lm_path.")
+        raise InputError(f"There is no {LANGUAGE_MODEL_NAME} beside {arguments.checkpoint}; give --lm_path.")
     corpus = load_corpus(arguments.data_dir, arguments.subset, arguments.dataset_type)
-    utterances = corpus_utterances(corpus)[: arguments.max_samples]
     vocabulary, blank_id = checkpoint.processor.vocabulary, checkpoint.model.config.ctc_blank_id
-    recogniser = Recogniser(checkpoint, make_decoder(vocabulary, blank_id), device=choose_device(arguments.device))
-    emissions = [
-        _emission(recogniser, utterance.read()) for utterance in tqdm(utterances, "computing log-probabilities")
-    ]
+
+    def decoder(lm_weight: float, word_score: float) -> Decoder:
+        return make_decoder(
+            vocabulary, blank_id, beam_size=arguments.beam_size, language_model=language_model, lm_weight=lm_weight,
+            word_score=word_score,
+        )  # fmt: skip
+
+    # Flags and a language model that do not fit are refused here, before minutes of computing.
+    first = decoder(arguments.lm_weights[0], arguments.word_scores[0])
+    recogniser = Recogniser(checkpoint, first, device=choose_device(arguments.device))
+    references, emissions = _emissions(recogniser, _spread(corpus_utterances(corpus), arguments.max_samples))
     lm_weight, word_score, rows = tune_language_model_weights(
-        emissions,
-        [utterance.reference for utterance in utterances],
-        lambda weight, score: make_decoder(
-            vocabulary, blank_id, beam_size=arguments.beam_size, language_model=language_model, lm_weight=weight,
-            word_score=score,
-        ),
-        arguments.lm_weights,
-        arguments.word_scores,
-    )  # fmt: skip
+        emissions, references, decoder, arguments.lm_weights, arguments.word_scores
+    )
     for row in rows:
         print(f"lm_weight {row.lm_weight:<5g} word_score {row.word_score:<5g} WER {row.errors.rate:.2%}")
-    print(f"Best: lm_weight {lm_weight:g}, word_score {word_score:g}")
-    write_json(
-        checkpoint_folder(arguments.checkpoint) / TUNED_WEIGHTS_NAME,
+    path = checkpoint_folder(arguments.checkpoint) / TUNED_WEIGHTS_NAME
+    _write(
+        path,
         {
             "best": {"lm_weight": lm_weight, "word_score": word_score},
+            "language_model": _name_from(path.parent, language_model.path),
             "tuned_on": corpus.name,
-            "utterances": len(utterances),
+            "utterances": len(references),
             "grid": [{"lm_weight": r.lm_weight, "word_score": r.word_score, "wer": r.errors.rate} for r in rows],
         },
     )
+    print(f"Best: lm_weight {lm_weight:g}, word_score {word_score:g}; written to {path}")
     return 0
 
 
-def _emission(recogniser: Recogniser, samples) -> torch.Tensor:
-    input_values = recogniser.processor(samples, sampling_rate=16_000, return_tensors="pt").input_values
-    return recogniser.emission(input_values.to(recogniser.device)).cpu()
+def _spread(utterances: list[Utterance], count: int) -> list[Utterance]:
+    """At most ``count``, evenly spread: corpora are sorted by speaker, and the first ones would be few speakers."""
+    if len(utterances) <= count:
+        return utterances
+    return [utterances[index * len(utterances) // count] for index in range(count)]
+
+
+def _emissions(recogniser: Recogniser, utterances: list[Utterance]) -> tuple[list[str], list[torch.Tensor]]:
+    """References and log-probabilities [T, V] on the CPU; a bad file is reported and the rest go on.
+
+    Raises:
+        InputError: no recording can be read.
+    """
+    references, emissions = [], []
+    for utterance in tqdm(utterances, "computing log-probabilities", unit="utterance", mininterval=1.0):
+        try:
+            emissions.append(recogniser.emission(utterance.read()).cpu())
+        except InputError as error:
+            tqdm.write(f"{utterance.id}: {error}", file=sys.stderr)
+            continue
+        references.append(utterance.reference)
+    if not references:
+        raise InputError(f"None of the {len(utterances)} recordings could be read.")
+    return references, emissions
+
+
+def _name_from(folder: Path, path: Path) -> str:
+    """A file's bare name where it lies in a folder, so that the two can move together, else its whole path."""
+    return path.name if path.resolve().parent == folder.resolve() else str(path.resolve())
+
+
+def _write(path: Path, content: dict) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}.") from None
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     def floats(text: str) -> list[float]:
         return [float(part) for part in text.split(",")]
+
+    def count(text: str) -> int:
+        if int(text) < 1:
+            raise ValueError
+        return int(text)
 
     parser = argparse.ArgumentParser(prog="python -m lact_asr.inference.tune_language_model", description=main.__doc__)
     parser.add_argument("--checkpoint", required=True)
@@ -82,7 +126,9 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--lm_weights", type=floats, default=[0.3, 0.6, 1.0, 1.5], metavar="A,B,…")
     parser.add_argument("--word_scores", type=floats, default=[0.0, 1.0, 2.0, 3.0], metavar="A,B,…")
     parser.add_argument("--beam_size", type=int, default=20, help="default: %(default)s")
-    parser.add_argument("--max_samples", type=int, default=200, help="first so many utterances (default: %(default)s)")
+    parser.add_argument(
+        "--max_samples", type=count, default=200, help="so many utterances, spread evenly (default: %(default)s)"
+    )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     return parser.parse_args(argv)
 

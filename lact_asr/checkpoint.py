@@ -128,9 +128,7 @@ def _load_folder(name_or_folder: str) -> LoadedCheckpoint:
         ) from None
     if loading["missing_keys"] or loading.get("mismatched_keys"):
         raise InputError(f"The weights in {name_or_folder} do not fit its configuration.")
-    check_vocabulary(
-        processor.vocabulary, model.config.ctc_vocab_size, source=f"The vocabulary in {name_or_folder}"
-    )
+    check_vocabulary(processor.vocabulary, model.config.ctc_vocab_size, source=f"The vocabulary in {name_or_folder}")
     return LoadedCheckpoint(model.eval(), processor)
 
 

@@ -30,7 +30,7 @@ class LaCTLayer(nn.Module):
         self.learning_rate_proj = nn.Linear(hidden, 3 * config.num_lact_heads, bias=False)
         self.momentum_proj = nn.Linear(hidden, config.num_lact_heads) if config.use_momentum else None
         self.fast_norm = nn.RMSNorm(hidden // config.num_lact_heads, eps=config.layer_norm_eps)
-        self.fast_gate = nn.Linear(hidden, config.num_lact_heads)
+        self.fast_gate = FastWeightGate(hidden, config.num_lact_heads)
         self.output = nn.Linear(hidden, hidden, bias=False)
 
     def forward(
@@ -157,6 +157,10 @@ def project(linear: nn.Linear, inputs: Tensor) -> Tensor:
     """``linear`` in the precision of its inputs, whatever precision the weights are kept in."""
     bias = None if linear.bias is None else linear.bias.to(inputs.dtype)
     return functional.linear(inputs, linear.weight.to(inputs.dtype), bias)
+
+
+class FastWeightGate(nn.Linear):
+    """The projection before the gate's SiLU; its bias starts at 1: SiLU(0) = 0 would shut the fast weights out at first."""
 
 
 class InitialFastWeights(nn.Module):

@@ -13,7 +13,7 @@ from transformers.utils import ModelOutput
 from lact_asr.attention import allowed_pairs
 from lact_asr.configuration_hybrid_asr import HybridASRConfig
 from lact_asr.fast_weight_state import FastWeightState
-from lact_asr.lact_layer import InitialFastWeights, LaCTLayer
+from lact_asr.lact_layer import FastWeightGate, InitialFastWeights, LaCTLayer
 from lact_asr.masked_prediction import MaskedPredictionHead
 from lact_asr.masking import span_mask
 from lact_asr.wav2vec2_encoder import Wav2Vec2FrontEnd
@@ -77,10 +77,13 @@ class HybridASRPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["LaCTBlock"]  # noqa: RUF012 - the base class declares it so
 
     def _init_weights(self, module: nn.Module) -> None:
+        # Transformers calls this for modules that have parameters of their own, not for those that only hold others.
         std = self.config.initializer_range
         if isinstance(module, nn.Linear):
             initialization.normal_(module.weight, std=std)
-            if module.bias is not None:
+            if isinstance(module, FastWeightGate):
+                initialization.ones_(module.bias)
+            elif module.bias is not None:
                 initialization.zeros_(module.bias)
         elif isinstance(module, (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)):
             initialization.ones_(module.weight)
@@ -96,8 +99,6 @@ class HybridASRPreTrainedModel(PreTrainedModel):
                 initialization.normal_(weight, std=weight.shape[-1] ** -0.5)
         elif isinstance(module, MaskedPredictionHead):
             initialization.normal_(module.mask_embedding, std=std)
-        if isinstance(module, LaCTLayer):
-            initialization.ones_(module.fast_gate.bias)  # SiLU(0) = 0 would shut the fast weights out at the start
 
 
 class HybridASRForCTC(HybridASRPreTrainedModel):

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
+
+from lact_asr.audio import MIN_SAMPLES
+
+Number = TypeVar("Number", int, float)
 
 DESCRIPTION = """Train a hybrid LaCT + Wav2Vec2 model with CTC.
 
@@ -64,14 +71,14 @@ def _add_data(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--max_audio_duration",
-        type=float,
+        type=_positive_float,
         default=None,
         metavar="SECONDS",
         help="leave longer training utterances out, counted",
     )
     group.add_argument(
         "--crop_samples",
-        type=int,
+        type=_crop_length,
         default=250_000,
         help="crop training audio to its first so many samples; 0: never (default: %(default)s)",
     )
@@ -97,13 +104,13 @@ def _add_data(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--num_workers",
-        type=int,
+        type=_non_negative_int,
         default=0,
         help="processes that read audio; 0 reads in the main process (default: %(default)s)",
     )
     group.add_argument(
         "--cache_gigabytes",
-        type=float,
+        type=_non_negative_float,
         default=2.0,
         help="keep decoded training audio in memory, up to so much (default: %(default)s)",
     )
@@ -139,6 +146,7 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--lm_order",
         type=int,
+        choices=(0, 2, 3, 4, 5),
         default=3,
         help="order of the n-gram model of the training transcripts; 0: none (default: %(default)s)",
     )
@@ -149,22 +157,22 @@ def _add_optimisation(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--max_steps", type=_positive_int, default=None, help="stop after so many optimiser steps, whatever the epoch"
     )
-    group.add_argument("--peak_lr", type=float, default=5e-4, help="default: %(default)s")
+    group.add_argument("--peak_lr", type=_positive_float, default=5e-4, help="default: %(default)s")
     group.add_argument(
         "--encoder_lr_scale",
-        type=float,
+        type=_non_negative_float,
         default=None,
         help="the front end learns at peak_lr times this (default: the configuration's)",
     )
     group.add_argument(
         "--warmup_steps",
-        type=int,
+        type=_non_negative_int,
         default=10_000,
         help="linear from 10 %% to 100 %% of the peak, then cosine to 1 %% (default: %(default)s)",
     )
-    group.add_argument("--weight_decay", type=float, default=0.01, help="default: %(default)s")
+    group.add_argument("--weight_decay", type=_non_negative_float, default=0.01, help="default: %(default)s")
     group.add_argument(
-        "--max_grad_norm", type=float, default=1.0, help="clip gradients to this norm (default: %(default)s)"
+        "--max_grad_norm", type=_positive_float, default=1.0, help="clip gradients to this norm (default: %(default)s)"
     )
     group.add_argument("--gradient_accumulation_steps", type=_positive_int, default=1, help="default: %(default)s")
     group.add_argument(
@@ -184,7 +192,7 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
         metavar="FILE",
         help="go on from FILE, or from last_checkpoint.pt of --output_dir",
     )
-    group.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    group.add_argument("--seed", type=_non_negative_int, default=0, help="default: %(default)s")
     group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: %(default)s")
     group.add_argument("--logging_steps", type=_positive_int, default=20, help="default: %(default)s")
     group.add_argument(
@@ -202,14 +210,40 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
 
 
 def _positive_int(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return _checked(int, text, lambda value: value >= 1, "a whole number of 1 or more")
+
+
+def _non_negative_int(text: str) -> int:
+    return _checked(int, text, lambda value: value >= 0, "a whole number of 0 or more")
+
+
+def _crop_length(text: str) -> int:
+    return _checked(int, text, lambda value: value == 0 or value >= MIN_SAMPLES, f"0, or at least {MIN_SAMPLES}")
+
+
+def _positive_float(text: str) -> float:
+    return _checked(float, text, lambda value: 0 < value < math.inf, "a number above 0")
+
+
+def _non_negative_float(text: str) -> float:
+    return _checked(float, text, lambda value: 0 <= value < math.inf, "a number of 0 or more")
+
+
+def _checked(kind: Callable[[str], Number], text: str, is_valid: Callable[[Number], bool], rule: str) -> Number:
+    try:
+        value = kind(text)
+    except ValueError:
+        value = None
+    if value is None or not is_valid(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not {rule}")
     return value
 
 
 def _floats(text: str) -> tuple[float, ...]:
     try:
-        return tuple(float(part) for part in text.split(","))
+        values = tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers with commas") from None
+        values = (math.nan,)
+    if not all(map(math.isfinite, values)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers with commas")
+    return values

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from accelerate import Accelerator
+from lhotse import CutSet
 
 from lact_asr.checkpoint import load_checkpoint
 from lact_asr.data.augmentation import WaveformAugmentation
@@ -56,16 +57,21 @@ def join_training_corpora(
 ) -> Corpus:
     """One corpus of everything that can be trained on; the rest becomes its named problems."""
     joined = Corpus(" + ".join(corpus.name for corpus in corpora), corpora[0].cuts, list(corpora[0].problems))
-    for corpus in corpora[1:]:
-        taken = {cut.id for cut in joined.cuts}
-        joined.cuts = joined.cuts + corpus.cuts.map(lambda cut, taken=taken: _renamed(cut, taken))
+    cuts, taken = list(corpora[0].cuts), {cut.id for cut in corpora[0].cuts}
+    for number, corpus in enumerate(corpora[1:], start=1):
+        # Two corpora may use the same names; those of generated ones always do.
+        cuts += [cut.with_id(f"extra{number}/{cut.id}") if cut.id in taken else cut for cut in corpus.cuts]
+        taken.update(cut.id for cut in corpus.cuts)
         joined.problems += corpus.problems
-    joined.cuts = joined.cuts.to_eager()
-    return drop_unfit(joined, frame_lengths, processor.tokenizer, crop_samples(arguments), arguments.max_audio_duration)
-
-
-def _renamed(cut, taken: set[str]):
-    return cut.with_id(f"extra/{cut.id}") if cut.id in taken else cut
+    joined.cuts = CutSet.from_cuts(cuts)
+    fastest = max(arguments.speed_factors)
+    return drop_unfit(
+        joined,
+        lambda samples: frame_lengths((samples / fastest).long()),
+        processor.tokenizer,
+        crop_samples(arguments),
+        arguments.max_audio_duration,
+    )
 
 
 def crop_samples(arguments: argparse.Namespace) -> int | None:

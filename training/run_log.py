@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import subprocess
@@ -27,7 +28,11 @@ class RunLog:
         self._tensorboard = SummaryWriter(str(output_dir / "tensorboard"))
 
     def write(self, event: str, step: int, values: dict[str, float | int | str | None]) -> None:
-        """Write one event; numbers also go to TensorBoard as ``event/name``."""
+        """Write one event; numbers also go to TensorBoard as ``event/name``. What is not finite is written as null."""
+        values = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in values.items()
+        }
         line = {"event": event, "step": step, "time": round(time.time(), 3), **values}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import set_seed
 
 from lact_asr.checkpoint import load_checkpoint
-from lact_asr.data.corpora import Corpus
+from lact_asr.data.corpora import Corpus, load_corpus
 from lact_asr.errors import InputError
 from lact_asr.inference.ngram_training import build_ngram
 from lact_asr.model_sizes import count_parameters
@@ -54,8 +55,11 @@ def make_accelerator(arguments: argparse.Namespace) -> Accelerator:
     return accelerator
 
 
-def make_trainer(arguments: argparse.Namespace, accelerator: Accelerator) -> Trainer:
-    """Read the data, build the model, describe the run in its folder."""
+def make_trainer(arguments: argparse.Namespace, accelerator: Accelerator, resume_from: Path | None = None) -> Trainer:
+    """Read the data, build the model, go on from a training state if one is given; then describe the run in its folder.
+
+    Nothing is written before all of the input has been found usable.
+    """
     config = make_config(arguments)
     corpora = load_training_corpora(arguments)
     processor = choose_processor(arguments, corpora, config.do_normalize)
@@ -65,15 +69,21 @@ def make_trainer(arguments: argparse.Namespace, accelerator: Accelerator) -> Tra
         arguments.data_dir, arguments.val_subset, arguments, processor
     )
     training_batches = make_training_loader(training_corpus, arguments, processor, accelerator)
-    for corpus in (training_corpus, validation_corpus):
+    reported = [training_corpus, validation_corpus]
+    if arguments.test_subset is not None:  # read when training is over, but mistakes are better found now
+        reported.append(load_corpus(arguments.data_dir, arguments.test_subset, arguments.dataset_type))
+    for corpus in reported:
         accelerator.print(corpus.report())
     _report_batches(arguments, accelerator, training_corpus, training_batches)
-    log = None
+    trainer = Trainer(arguments, accelerator, model, processor, training_batches, validation_batches)
+    if resume_from is not None:
+        trainer.resume(resume_from)
+        accelerator.print(f"Going on from {resume_from}, step {trainer.progress.step} of {trainer.total_steps}.")
     if accelerator.is_main_process:
         _describe(arguments, model, processor.vocabulary)
+        _write_left_out(arguments, reported)
         _build_language_model(arguments, training_corpus)
-        log = RunLog(arguments.output_dir)
-    trainer = Trainer(arguments, accelerator, model, processor, training_batches, validation_batches, log)
+        trainer.log = RunLog(arguments.output_dir)
     if arguments.warmup_steps >= trainer.total_steps:
         accelerator.print(
             f"Note: --warmup_steps {arguments.warmup_steps} is not below the run's {trainer.total_steps} steps; "
@@ -98,6 +108,16 @@ def _describe(arguments: argparse.Namespace, model: HybridASRForCTC, vocabulary:
     write_json(arguments.output_dir / "run.json", describe_run(vars(arguments), counts))
     write_json(arguments.output_dir / "vocab.json", vocabulary)
     model.config.to_json_file(arguments.output_dir / "config.json", use_diff=False)
+
+
+def _write_left_out(arguments: argparse.Namespace, corpora: list[Corpus]) -> None:
+    """Every utterance that is left out with the reason; `Corpus.report` prints only the first names."""
+    problems = [
+        {"name": problem.name, "kind": problem.kind, "reason": problem.sentence}
+        for corpus in corpora
+        for problem in corpus.problems
+    ]
+    write_json(arguments.output_dir / "left_out.json", problems)
 
 
 def _build_language_model(arguments: argparse.Namespace, corpus: Corpus) -> None:

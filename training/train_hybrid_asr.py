@@ -22,10 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     resume_from = _resume_file(arguments, LAST_CHECKPOINT)
     prepare_output_dir(arguments.output_dir)
     accelerator = make_accelerator(arguments)
-    trainer = make_trainer(arguments, accelerator)
-    if resume_from is not None:
-        trainer.resume(resume_from)
-        accelerator.print(f"Going on from {resume_from}, step {trainer.progress.step} of {trainer.total_steps}.")
+    trainer = make_trainer(arguments, accelerator, resume_from)
     exit_code = trainer.train()
     if exit_code == 0 and accelerator.is_main_process:
         score_test_subset(arguments, accelerator)

@@ -8,16 +8,24 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from lact_asr.checkpoint import save_checkpoint
 from lact_asr.data.batching import SpeechDataLoader
+from lact_asr.errors import InputError
 from lact_asr.modeling_hybrid_asr import HybridASRForCTC
 from lact_asr.processing_hybrid_asr import HybridASRProcessor
 from lact_asr.training.optimization import make_optimizer, make_scheduler, parameter_groups
 from lact_asr.training.run_log import RunLog
 from lact_asr.training.stop_request import StopRequest
-from lact_asr.training.training_state import Progress, load_training_state, restore_random_state, save_training_state
+from lact_asr.training.training_state import (
+    Progress,
+    load_training_state,
+    random_state,
+    restore_random_state,
+    save_training_state,
+)
 from lact_asr.training.validation import validate
 
 BEST_MODEL = "best_model.pt"
@@ -33,7 +41,9 @@ class Trainer:
         model, processor: to be trained, and its vocabulary.
         training_batches: knows its epoch and position.
         validation_batches: whole labelled utterances; every process holds all, the main one validates.
-        log: of the main process, None on others.
+
+    Attributes:
+        log: of the main process; None on the others, and until it is set.
     """
 
     def __init__(
@@ -44,9 +54,9 @@ class Trainer:
         processor: HybridASRProcessor,
         training_batches: SpeechDataLoader,
         validation_batches: SpeechDataLoader,
-        log: RunLog | None,
     ) -> None:
-        self.arguments, self.accelerator, self.log = arguments, accelerator, log
+        self.arguments, self.accelerator = arguments, accelerator
+        self.log: RunLog | None = None
         self.vocabulary = processor.vocabulary
         self.training_batches, self.validation_batches = training_batches, validation_batches
         self.total_steps = total_steps(arguments, len(training_batches))
@@ -56,6 +66,8 @@ class Trainer:
         self.scheduler = make_scheduler(self.optimizer.optimizer, arguments.warmup_steps, self.total_steps)
         self.progress = Progress()
         self._recent: list[dict[str, float]] = []
+        self._last_rates: dict[str, float] = {}
+        self._random_state = random_state()
 
     @property
     def plain_model(self) -> HybridASRForCTC:
@@ -69,16 +81,27 @@ class Trainer:
             InputError: it cannot be used.
         """
         content = load_training_state(path, self.vocabulary)
-        self.plain_model.load_state_dict(content["model"])
-        self.optimizer.load_state_dict(content["optimizer"])
+        try:
+            self.plain_model.load_state_dict(content["model"])
+            self.optimizer.load_state_dict(content["optimizer"])
+        except (RuntimeError, ValueError) as error:
+            raise InputError(
+                f"The training state {path} is of another model configuration or other frozen parts: "
+                f"{' '.join(str(error).split())[:200]}"
+            ) from None
         self.scheduler.load_state_dict(content["scheduler"])
         if self.accelerator.scaler is not None and content["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(content["scaler"])
         self.progress = Progress(**content["progress"])
+        if not (self.arguments.output_dir / BEST_MODEL).exists():  # it stayed in another run's folder
+            self.progress.best_wer = self.progress.best_cer = None
         self.training_batches.load_state_dict(
             {"epoch": self.progress.epoch, "batches_done": self.progress.batches_done}
         )
-        restore_random_state(content["random"])
+        # Run with another number of processes, none of the states is the right one: fresh seeds are as good.
+        if len(content["random"]) == self.accelerator.num_processes:
+            restore_random_state(content["random"][self.accelerator.process_index])
+            self._random_state = random_state()
 
     def train(self) -> int:
         """Run to the last step or the first stop request; returns the exit code (0, or 128 + the signal)."""
@@ -87,23 +110,37 @@ class Trainer:
             StopRequest() as stop,
             tqdm(total=self.total_steps, initial=self.progress.step, desc="training", disable=not main) as bar,
         ):
-            while self.progress.step < self.total_steps and not stop:
+            while self.progress.step < self.total_steps and not self._all_stop(stop):
                 self._train_epoch(bar, stop)
-            if stop:
-                self.accelerator.print(f"Stopped by signal {stop.signal_number} after step {self.progress.step}.")
             self.save_state()
-            return stop.exit_code
+        if stop:
+            self.accelerator.print(f"Stopped by signal {stop.signal_number} after step {self.progress.step}.")
+        self._report_unreadable()
+        return stop.exit_code
+
+    def _all_stop(self, stop: StopRequest) -> bool:
+        """Whether any process was asked to stop: all must leave at the same step, or the others wait for it for ever."""
+        if self.accelerator.num_processes > 1:
+            number = torch.tensor([stop.signal_number or 0], device=self.accelerator.device)
+            stop.signal_number = int(self.accelerator.gather(number).max()) or None
+        return bool(stop)
 
     def _train_epoch(self, bar: tqdm, stop: StopRequest) -> None:
-        """The rest of the current epoch, or as much of it as is wanted."""
+        """The rest of the current epoch, or as much of it as is wanted.
+
+        Where an epoch ends between two optimiser steps, its last gradients are kept for the next one's first step.
+        """
         self.model.train()
+        from_start, batches = self.training_batches.state_dict()["batches_done"] == 0, 0
         for batch in self.training_batches:
+            batches += 1
             if not self._train_batch(batch):
                 continue
             self._after_step(bar)
-            if self.progress.step >= self.total_steps or stop:
+            if self.progress.step >= self.total_steps or self._all_stop(stop):
                 return
-        self.progress.epoch, self.progress.batches_done = self.training_batches.epoch, 0
+        if from_start and batches == 0:
+            raise InputError(f"None of the training recordings can be read; {self._unreadable()}.")
         if self.arguments.eval_steps is None and self.progress.step > 0:
             self._validate(bar)
 
@@ -140,18 +177,21 @@ class Trainer:
         else:
             self.optimizer.step()
             self.progress.skipped_steps += bool(self.optimizer.step_was_skipped)
+        self._last_rates = {group["name"]: group["lr"] for group in self.optimizer.param_groups}
         self.scheduler.step()
         self.optimizer.zero_grad()
 
     def _after_step(self, bar: tqdm) -> None:
         """Count the step, and log, validate and save where they are due."""
         self.progress.step += 1
-        self.progress.batches_done = self.training_batches.state_dict()["batches_done"]
+        # Noted at steps only, so that a resumed run repeats the batches of an unfinished accumulation exactly.
+        self._random_state, position = random_state(), self.training_batches.state_dict()
+        self.progress.epoch, self.progress.batches_done = position["epoch"], position["batches_done"]
         bar.update()
         step, arguments = self.progress.step, self.arguments
         if step % arguments.logging_steps == 0:
             self._log_recent(bar)
-        if (arguments.eval_steps and (step % arguments.eval_steps == 0 or step == self.total_steps)) or (arguments.eval_steps is None and step == self.total_steps):
+        if step == self.total_steps or (arguments.eval_steps and step % arguments.eval_steps == 0):
             self._validate(bar)
         if step % arguments.save_steps == 0:
             self.save_state()
@@ -162,12 +202,11 @@ class Trainer:
             return
         means = {name: sum(entry[name] for entry in recent) / len(recent) for name in ("ctc_loss", "ttt_loss")}
         speed = sum(entry["audio_seconds"] for entry in recent) / sum(entry["seconds"] for entry in recent)
-        rates = {group["name"]: group["lr"] for group in self.optimizer.param_groups}
         values = {
             "ctc_loss": means["ctc_loss"],
             "ttt_loss": means["ttt_loss"] if means["ttt_loss"] == means["ttt_loss"] else None,
-            "learning_rate": rates.get("transformer", 0.0),
-            "encoder_learning_rate": rates.get("encoder", 0.0),
+            "learning_rate": self._last_rates.get("transformer", 0.0),
+            "encoder_learning_rate": self._last_rates.get("encoder", 0.0),
             "audio_seconds_per_second": speed,
             "audio_hours": self.progress.audio_seconds / 3600,
             "epoch": self.progress.epoch,
@@ -202,7 +241,8 @@ class Trainer:
         save_checkpoint(self.arguments.output_dir / BEST_MODEL, self.plain_model, self.vocabulary, notes)
 
     def save_state(self) -> None:
-        """Write ``last_checkpoint.pt``, which `resume` reads."""
+        """Write ``last_checkpoint.pt``, which `resume` reads; every process must take part."""
+        random_states = gather_object([self._random_state])
         if not self.accelerator.is_main_process:
             return
         scaler = self.accelerator.scaler
@@ -212,9 +252,19 @@ class Trainer:
             optimizer=self.optimizer.state_dict(),
             scheduler=self.scheduler.state_dict(),
             scaler=None if scaler is None else scaler.state_dict(),
+            random=random_states,
             progress=self.progress,
             vocabulary=self.vocabulary,
         )
+
+    def _unreadable(self) -> str:
+        problems = list(self.training_batches.problems.values())
+        more = f" and {len(problems) - 3:,} more" if len(problems) > 3 else ""
+        return f"{len(problems):,} left out: {', '.join(problem.name for problem in problems[:3])}{more}"
+
+    def _report_unreadable(self) -> None:
+        if self.training_batches.problems:
+            self.accelerator.print(f"Training recordings that could not be read: {self._unreadable()}.")
 
 
 def total_steps(arguments: argparse.Namespace, batches_per_epoch: int) -> int:

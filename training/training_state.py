@@ -40,18 +40,18 @@ class Progress:
 
 
 def save_training_state(
-    path: Path, *, model: dict, optimizer: dict, scheduler: dict, scaler: dict | None, progress: Progress,
-    vocabulary: dict[str, int],
+    path: Path, *, model: dict, optimizer: dict, scheduler: dict, scaler: dict | None, random: list[dict],
+    progress: Progress, vocabulary: dict[str, int],
 ) -> None:  # fmt: skip
-    """Write the state atomically; the arguments are state dictionaries."""
+    """Write the state atomically: state dictionaries, and the `random_state` of each process."""
     content = {
         "format": FORMAT,
         "model": model,
         "optimizer": optimizer,
-        "scheduler": {key: value for key, value in scheduler.items() if key != "lr_lambdas"},
+        "scheduler": scheduler,
         "scaler": scaler,
         "progress": asdict(progress),
-        "random": random_state(),
+        "random": random,
         "vocabulary": vocabulary,
     }
     save_file_atomically(content, path)

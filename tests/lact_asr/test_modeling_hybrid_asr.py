@@ -267,6 +267,17 @@ def test_masked_prediction_loss_is_that_of_two_passes(tiny_model):
         torch.testing.assert_close(mine, other, atol=1e-5, rtol=1e-4)
 
 
+def test_masked_prediction_with_a_given_teacher(tiny_model):
+    """What test-time training does: the unmasked pass has been made already."""
+    model, audio = tiny_model(enable_ttt=True), torch.randn(1, 3_000)
+    masked_frames = torch.rand(1, 14) < 0.4
+    teacher = model(audio, output_hidden_states=True).hidden_states[-1]
+    loss = model.masked_prediction_loss(audio, None, masked_frames, teacher=teacher)
+    torch.testing.assert_close(loss, model.masked_prediction_loss(audio, None, masked_frames))
+    other = model.masked_prediction_loss(audio, None, masked_frames, teacher=teacher.flip(-1))
+    assert (loss - other).abs() > 1e-3
+
+
 def test_masked_prediction_without_a_masked_frame_is_zero(tiny_model):
     model = tiny_model(enable_ttt=True)
     loss = model.masked_prediction_loss(torch.randn(1, 2_000), None, torch.zeros(1, 9, dtype=torch.bool))
@@ -312,6 +323,20 @@ def test_gradients_reach_every_parameter_of_a_fresh_model(tiny_config):
     model(audio, attention_mask=mask, labels=torch.tensor([[1, 2, 3], [4, 5, -100]])).loss.backward()
     zero = [name for name, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.any()]
     assert zero == []
+
+
+@pytest.mark.parametrize("rank", [-1, 4])
+def test_initial_values(rank, tiny_config):
+    """Fast weights have rows of length 1 on average, their gate is open, and learning rates start where they should."""
+    model = HybridASRForCTC(tiny_config(hidden_size=64, lact_fw_hidden_dim=100, num_lact_heads=2, w0_w2_low_rank=rank))
+    for block in model.blocks:
+        for weight in block.layer.fast_weights():
+            assert weight.square().sum(-1).mean().item() == pytest.approx(1, rel=0.3)  # a few hundred random rows
+        assert torch.equal(block.layer.fast_gate.bias, torch.ones(2))
+        assert torch.equal(block.layer.fast_norm.weight, torch.ones(32))
+        rates = block.layer._learning_rates(torch.randn(1, 50, 64))
+        assert rates.shape == (1, 2, 50, 3)
+        assert rates.mean().item() == pytest.approx(0.01, rel=0.1)
 
 
 def test_a_frozen_front_end_gets_no_gradients_and_everything_else_does(tiny_model):
