@@ -22,6 +22,7 @@ LOSS_TYPES = ("masked_prediction", "entropy")
 # What adapts, and how fast, unless the user says otherwise: chosen on development data, see docs/results.md.
 DEFAULT_PARAMETERS = {"masked_prediction": ("norms",), "entropy": ("norms", "front_end")}
 DEFAULT_LEARNING_RATES = {"masked_prediction": 1e-3, "entropy": 1e-3}
+HIGHEST_LEARNING_RATE = 1e30  # beyond it AdamW's own arithmetic overflows
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,10 @@ class TTTSettings:
             raise InputError(f"Unknown TTT loss {self.loss_type!r}; choose {' or '.join(LOSS_TYPES)}.")
         if self.steps < 0:
             raise InputError(f"TTT needs 0 or more steps, not {self.steps}.")
-        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
-            raise InputError(f"The learning rate of TTT must be a number above 0, not {self.learning_rate}.")
+        if self.learning_rate is not None and not 0 < self.learning_rate <= HIGHEST_LEARNING_RATE:
+            raise InputError(
+                f"The learning rate of TTT must be above 0 and at most {HIGHEST_LEARNING_RATE:g}, not {self.learning_rate}."
+            )
         if self.chunk_size != -1 and self.chunk_size < 1:
             raise InputError(f"TTT's chunks must have 1 or more frames, or -1 for all, not {self.chunk_size}.")
         if self.loss_type == "masked_prediction":
@@ -139,8 +142,9 @@ class TestTimeTrainer:
             row = input_values[None].clone()
             with torch.no_grad():
                 before = self._forward(row)
-            outcome = TTTOutcome(before.logits[0], before.logits[0])
-            refusal = self._refusal_before(before.logits[0])
+            logits = before.logits[0]
+            outcome = TTTOutcome(logits, logits)
+            refusal = self._refusal_before(logits)
             if not refusal:
                 refusal = self._run_steps(row, before, outcome)
             if not refusal:

@@ -106,6 +106,8 @@ def _write(path: Path, content: dict) -> None:
         os.replace(temporary, path)
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror}.") from None
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:

@@ -15,7 +15,8 @@ Number = TypeVar("Number", int, float)
 DESCRIPTION = """Train a hybrid LaCT + Wav2Vec2 model with CTC.
 
 Writes to --output_dir: best_model.pt (by validation WER; self-contained), last_checkpoint.pt (to resume from),
-lm.arpa (an n-gram model of the training transcripts), training_log.jsonl, TensorBoard files, run.json and vocab.json.
+lm.arpa (an n-gram model of the training transcripts), training_log.jsonl, TensorBoard files, run.json, config.json,
+vocab.json, left_out.json (utterances that cannot be used, and why) and test_results.json.
 SIGTERM or Ctrl-C saves last_checkpoint.pt and stops; --resume_from_checkpoint goes on from there."""
 
 
@@ -142,6 +143,13 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
         "--init_checkpoint",
         default=None,
         help="start from the weights of this checkpoint (a new run: steps count from 0)",
+    )
+    group.add_argument(
+        "--front_end_warm_start_steps",
+        type=_non_negative_int,
+        default=0,
+        help="first let a random front end learn log-mel spectrograms for so many steps: CTC from scratch then starts "
+        "learning much earlier (default: %(default)s)",
     )
     group.add_argument(
         "--lm_order",

@@ -10,6 +10,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import set_seed
 
 from lact_asr.checkpoint import load_checkpoint
+from lact_asr.data.batching import SpeechDataLoader
 from lact_asr.data.corpora import Corpus, load_corpus
 from lact_asr.errors import InputError
 from lact_asr.inference.ngram_training import build_ngram
@@ -22,6 +23,7 @@ from lact_asr.training.data_setup import (
     make_evaluation_loader,
     make_training_loader,
 )
+from lact_asr.training.front_end_warm_start import warm_start_front_end
 from lact_asr.training.model_setup import make_config, make_model
 from lact_asr.training.run_log import RunLog, describe_run, write_json
 from lact_asr.training.trainer import BEST_MODEL, Trainer
@@ -75,6 +77,7 @@ def make_trainer(arguments: argparse.Namespace, accelerator: Accelerator, resume
     for corpus in reported:
         accelerator.print(corpus.report())
     _report_batches(arguments, accelerator, training_corpus, training_batches)
+    _warm_start(arguments, accelerator, model, training_batches)
     trainer = Trainer(arguments, accelerator, model, processor, training_batches, validation_batches)
     if resume_from is not None:
         trainer.resume(resume_from)
@@ -118,6 +121,19 @@ def _write_left_out(arguments: argparse.Namespace, corpora: list[Corpus]) -> Non
         for problem in corpus.problems
     ]
     write_json(arguments.output_dir / "left_out.json", problems)
+
+
+def _warm_start(
+    arguments: argparse.Namespace, accelerator: Accelerator, model: HybridASRForCTC, batches: SpeechDataLoader
+) -> None:
+    """The front end's first lesson; on several processes accelerate gives all of them the main one's weights later."""
+    fresh = not model.config.use_wav2vec2_encoder and arguments.init_checkpoint is None
+    if arguments.front_end_warm_start_steps > 0 and fresh and arguments.resume_from_checkpoint is None:
+        model.to(accelerator.device)
+        warm_start_front_end(
+            model.front_end, batches, arguments.front_end_warm_start_steps, accelerator.device,
+            accelerator.is_main_process,
+        )  # fmt: skip
 
 
 def _build_language_model(arguments: argparse.Namespace, corpus: Corpus) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from lact_asr.checkpoint import save_checkpoint
@@ -30,6 +31,25 @@ from lact_asr.training.validation import validate
 
 BEST_MODEL = "best_model.pt"
 LAST_CHECKPOINT = "last_checkpoint.pt"
+
+
+class TrainingLosses(nn.Module):
+    """The model with its losses as the only outputs.
+
+    Several processes wait for a gradient of every parameter that any output depends on. Of the states of fast weights
+    that the model returns, the last ones may depend on parameters that no loss depends on.
+    """
+
+    def __init__(self, model: HybridASRForCTC) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, input_values: Tensor, attention_mask: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """(loss, its CTC part, its masked-prediction part if any), scalars; see `HybridASRForCTC.forward`."""
+        output = self.model(input_values, attention_mask=attention_mask, labels=labels)
+        return output.loss, output.ctc_loss, output.ttt_loss
 
 
 class Trainer:
@@ -61,7 +81,7 @@ class Trainer:
         self.training_batches, self.validation_batches = training_batches, validation_batches
         self.total_steps = total_steps(arguments, len(training_batches))
         groups = parameter_groups(model, arguments.peak_lr, model.config.encoder_lr_scale, arguments.weight_decay)
-        self.model, self.optimizer = accelerator.prepare(model, make_optimizer(groups))
+        self.model, self.optimizer = accelerator.prepare(TrainingLosses(model), make_optimizer(groups))
         # The schedule counts optimiser steps of the whole run, so accelerate must not multiply it by the processes.
         self.scheduler = make_scheduler(self.optimizer.optimizer, arguments.warmup_steps, self.total_steps)
         self.progress = Progress()
@@ -72,7 +92,7 @@ class Trainer:
     @property
     def plain_model(self) -> HybridASRForCTC:
         """The model without accelerate's wrappers."""
-        return self.accelerator.unwrap_model(self.model)
+        return self.accelerator.unwrap_model(self.model).model
 
     def resume(self, path: Path) -> None:
         """Take everything over from `save_state`'s file.
@@ -148,12 +168,11 @@ class Trainer:
         """Forward and backward; true where this batch completed an optimiser step."""
         started = time.perf_counter()
         with self.accelerator.accumulate(self.model):
-            output = self.model(
-                batch["input_values"].to(self.accelerator.device, non_blocking=True),
-                attention_mask=batch["attention_mask"].to(self.accelerator.device, non_blocking=True),
-                labels=batch["labels"].to(self.accelerator.device, non_blocking=True),
+            inputs = (batch[name] for name in ("input_values", "attention_mask", "labels"))
+            loss, ctc_loss, ttt_loss = self.model(
+                *(tensor.to(self.accelerator.device, non_blocking=True) for tensor in inputs)
             )
-            self.accelerator.backward(output.loss)
+            self.accelerator.backward(loss)
             stepped = self.accelerator.sync_gradients
             if stepped:
                 self._optimizer_step()
@@ -161,8 +180,8 @@ class Trainer:
         self.progress.audio_seconds += seconds
         self._recent.append(
             {
-                "ctc_loss": output.ctc_loss.item(),
-                "ttt_loss": output.ttt_loss.item() if output.ttt_loss is not None else float("nan"),
+                "ctc_loss": ctc_loss.item(),
+                "ttt_loss": ttt_loss.item() if ttt_loss is not None else float("nan"),
                 "audio_seconds": seconds,
                 "seconds": time.perf_counter() - started,
             }
@@ -221,7 +240,8 @@ class Trainer:
     def _validate(self, bar: tqdm) -> None:
         """Score the validation set on the main process and keep the model if it is the best so far."""
         if self.accelerator.is_main_process:
-            result = validate(self.plain_model, self.validation_batches, self.vocabulary, self.accelerator.device)
+            with self.accelerator.autocast():
+                result = validate(self.plain_model, self.validation_batches, self.vocabulary, self.accelerator.device)
             better = self.progress.is_better(result.wer, result.cer)
             if better:
                 self.progress.best_wer, self.progress.best_cer = result.wer, result.cer

@@ -41,7 +41,7 @@ EVALUATION_FRACTION = 1 / 14
 MAX_EVALUATION_HOURS = 0.5
 # Voices are reserved, so that dev and test have the same speakers whatever the hours are.
 RESERVED_EVALUATION_SPEAKERS = 40
-SPEED_RANGE_WPM = (115, 180)
+SPEED_RANGE_WPM = (130, 200)
 _SPEED_WOBBLE = (0.92, 1.08)
 MAX_PLANNED_SECONDS = 10.5  # at the slowest speed; the estimate is good to some 35 %, and no utterance may exceed 15 s
 

@@ -6,7 +6,9 @@ and the expansion of a rule into one sentence. The same seed always gives the sa
 
 from __future__ import annotations
 
+import bisect
 import functools
+import itertools
 import json
 import random
 import re
@@ -143,26 +145,29 @@ def grammar_rules() -> Mapping[str, list[str]]:
 # ---- expansion --------------------------------------------------------------------------------------------------------
 
 
-class _Expander:
-    """Expands rules into text; words come from shuffled decks, so that all of a section are used before one comes again.
+@functools.cache
+def _cumulative_weights(count: int) -> list[float]:
+    """Sums of 1 / rank, Zipf's law: in real text the word at rank r of a kind is about 1/r as frequent as the first."""
+    return list(itertools.accumulate(1 / rank for rank in range(1, count + 1)))
 
-    A deck for each slot (section and form) covers the vocabulary far sooner than independent draws: few words of the
-    development and test sets then miss in the training set.
+
+class _Expander:
+    """Expands rules into text; words of a section are drawn by Zipf's law in the order of `words.txt`.
+
+    Words then repeat as they do in real text: a model meets the usual ones often, and rare ones now and then.
     """
 
     def __init__(self, seed: int | str) -> None:
         self._rng = random.Random(f"sentences:{seed}")
-        self._decks: dict[str, list[str]] = {}
 
     def _pick(self, options: list[str]) -> str:
         # Not rng.choice or rng.shuffle: their algorithms may change between Python versions, random() is promised not to.
         return options[int(self._rng.random() * len(options))]
 
-    def _draw_word(self, slot: str, section: str, form: str) -> str:
-        deck = self._decks.setdefault(slot, [])
-        if not deck:
-            deck += sorted(word_sections()[section], key=lambda _: self._rng.random())
-        return inflect(deck.pop(), form)
+    def _draw_word(self, section: str, form: str) -> str:
+        entries = word_sections()[section]
+        weights = _cumulative_weights(len(entries))
+        return inflect(entries[bisect.bisect(weights, self._rng.random() * weights[-1])], form)
 
     def _fill_slot(self, slot: str) -> str:
         """One ``{slot}``'s content -> text, which may hold slots again."""
@@ -172,7 +177,7 @@ class _Expander:
         if name in grammar_rules() and not form:
             return self.expand(name)
         if name in word_sections():
-            return self._draw_word(slot, name, form)
+            return self._draw_word(name, form)
         raise ValueError(f"grammar.txt: {{{slot}}} is neither a rule nor a section of words.txt")
 
     def expand(self, rule: str) -> str:
@@ -206,8 +211,7 @@ def generate_sentences(seed: int | str, exclude: Iterable[str] = ()) -> Iterator
     """Yield grammar-made English utterances, of one or two sentences, each `text` only once.
 
     Args:
-        seed: Decides everything. Subsets take different seeds: one stream cut in pieces would leave to the later pieces
-            the words that the earlier ones did not use (see `_Expander`).
+        seed: Decides everything.
         exclude: Texts, in the form of `lact_asr.text.normalise_text`, that must not occur.
 
     Yields:

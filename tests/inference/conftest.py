@@ -51,8 +51,8 @@ def speaking_model() -> Callable[..., HybridASRForCTC]:
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=module.in_features**-0.5)
         with torch.no_grad():
-            model.ctc_head.weight *= 3.0
-            model.ctc_head.bias[:4] = torch.tensor([2.0, -30.0, -30.0, -30.0])  # the blank; <s>, </s>, <unk>
+            model.ctc_head.weight *= 1.2
+            model.ctc_head.bias[:5] = torch.tensor([0.8, -30.0, -30.0, -30.0, 1.5])  # the blank, special tokens, |
         return model
 
     return make

@@ -1,0 +1,340 @@
+"""The inference command in this process: every kind of input, decoder and report."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import soxr
+
+from lact_asr.checkpoint import load_checkpoint
+from lact_asr.inference.evaluation import read_results
+from lact_asr.inference.hybrid_asr_inference import main
+from lact_asr.inference.language_model import load_language_model
+from lact_asr.inference.ttt_procedure import LOSS_TYPES
+
+ROOT = Path(__file__).parents[2]
+REAL_DATA = Path(os.environ.get("LACT_ASR_DATA", ROOT.parent / "shared" / "data"))
+
+
+def transcripts(output: str) -> dict[str, str]:
+    return dict(line.split("\t") for line in output.splitlines())
+
+
+@pytest.fixture
+def with_language_model(saved_checkpoint, language_model, tmp_path) -> Path:
+    """The checkpoint in a folder with ``lm.arpa`` beside it."""
+    folder = tmp_path / "with_lm"
+    folder.mkdir()
+    shutil.copy(saved_checkpoint, folder)
+    shutil.copy(language_model, folder / "lm.arpa")
+    return folder / "best_model.pt"
+
+
+# What is transcribed
+
+
+def test_files_and_folders(transcribe, saved_checkpoint, audio, tmp_path):
+    paths = [audio.write(tmp_path / "in" / name, seed=i) for i, name in enumerate(("a.wav", "b.flac", "deep/c.ogg"))]
+    one = transcribe("--checkpoint", saved_checkpoint, "--audio_file", paths[1], "--greedy")
+    several = transcribe("--checkpoint", saved_checkpoint, "--audio_file", *paths, "--greedy")
+    folder = transcribe("--checkpoint", saved_checkpoint, "--audio_dir", tmp_path / "in", "--greedy")
+    assert (one.code, several.code, folder.code) == (0, 0, 0)
+    assert several.out == folder.out
+    assert list(transcripts(several.out)) == [str(path) for path in paths]
+    assert transcripts(one.out) == {str(paths[1]): transcripts(several.out)[str(paths[1])]}
+    assert len(set(transcripts(several.out).values())) == 3
+    assert "Decoding: greedy." in one.err
+    assert sorted(path.name for path in tmp_path.rglob("*.jsonl")) == []
+
+
+@pytest.mark.parametrize("name", ["a.flac", "a.ogg", "a.mp3", "a.aiff", "a.wav"])
+def test_rates_channels_and_containers(transcribe, saved_checkpoint, audio, tmp_path, name):
+    """Stereo at 44.1 kHz whose mean is the recording; lossless containers spell exactly the same."""
+    mono = soxr.resample(audio.make(1.0), 16_000, 44_100)
+    side = 0.05 * np.sin(np.arange(len(mono)) / 9)
+    soundfile.write(tmp_path / name, np.stack([mono + side, mono - side], axis=1), 44_100)
+    result = transcribe("--checkpoint", saved_checkpoint, "--audio_file", tmp_path / name, "--greedy")
+    assert result.code == 0
+    text = transcripts(result.out)[str(tmp_path / name)]
+    assert len(text) > 10
+    if name.endswith((".flac", ".aiff")):
+        soundfile.write(tmp_path / "reference.wav", np.stack([mono + side, mono - side], axis=1), 44_100)
+        reference = transcribe("--checkpoint", saved_checkpoint, "--audio_file", tmp_path / "reference.wav", "--greedy")
+        assert transcripts(reference.out)[str(tmp_path / "reference.wav")] == text
+
+
+@pytest.mark.parametrize("dataset_type", ["librispeech", "manifest"])
+def test_a_corpus_subset(transcribe, saved_checkpoint, librispeech, tmp_path, dataset_type):
+    flags = ["--checkpoint", saved_checkpoint, "--greedy", "--output", tmp_path / "out" / "results.jsonl"]
+    if dataset_type == "manifest":
+        lines = [
+            {"audio_filepath": str(path), "text": "A Dog saw the cat.", "duration": 0.6}
+            for path in sorted(librispeech.rglob("*.flac"))
+        ]
+        (tmp_path / "test-tiny.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        flags += ["--data_dir", tmp_path, "--dataset_type", "manifest"]
+    else:
+        flags += ["--data_dir", librispeech]
+    result = transcribe(*flags, "--subset", "test-tiny")
+    assert result.code == 0
+    header, _, row = ([cell.strip() for cell in line.split("|")] for line in result.out.strip().splitlines())
+    row = dict(zip(header, row, strict=True))
+    assert row["utterances"] == "4"
+    assert "failed" not in row
+    assert float(row["real-time factor"]) > 0
+    results = read_results(tmp_path / "out" / "results.jsonl")
+    errors = sum(result.word_errors.errors for result in results)
+    words = sum(result.word_errors.reference_length for result in results)
+    assert row["words"] == str(words) == {"librispeech": "22", "manifest": "20"}[dataset_type]
+    assert row["WER %"] == f"{100 * errors / words:.1f}"
+    assert f"Results: {tmp_path / 'out' / 'results.jsonl'}" in result.err
+
+
+def test_parts_of_a_long_recording(transcribe, saved_checkpoint, audio, tmp_path):
+    """A manifest may cut utterances out of one file: each is transcribed as if it were a file of its own."""
+    samples = audio.make(2.0)
+    soundfile.write(tmp_path / "long.wav", samples, 16_000)
+    lines = []
+    for start, end in ((0, 12_000), (12_000, 24_000)):
+        soundfile.write(tmp_path / f"{start}.wav", samples[start:end], 16_000)
+        part = {"offset": start / 16_000, "duration": (end - start) / 16_000, "id": str(tmp_path / f"{start}.wav")}
+        lines.append({"audio_filepath": "long.wav", "text": "A CAT", **part})
+    (tmp_path / "parts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    flags = ["--checkpoint", saved_checkpoint, "--greedy", "--output", tmp_path / "r.jsonl"]
+    assert transcribe(*flags, "--data_dir", tmp_path, "--subset", "parts", "--dataset_type", "manifest").code == 0
+    parts = {result.id: result.hypothesis for result in read_results(tmp_path / "r.jsonl")}
+    alone = transcribe(*flags, "--audio_file", tmp_path / "0.wav", tmp_path / "12000.wav")
+    assert parts == transcripts(alone.out)
+    assert len(set(parts.values())) == 2
+
+
+def test_results_of_a_subset_go_beside_the_checkpoint(transcribe, with_language_model, librispeech):
+    flags = ["--checkpoint", with_language_model, "--data_dir", librispeech, "--subset", "test-tiny"]
+    for more in (["--greedy"], ["--beam_size", 4], ["--beam_size", 4, "--use_ttt"]):
+        assert transcribe(*flags, *more).code == 0
+    names = sorted(path.name for path in with_language_model.parent.glob("*.jsonl"))
+    assert names == [
+        "results_test-tiny_beam4.jsonl",
+        "results_test-tiny_beam4_ttt.jsonl",
+        "results_test-tiny_greedy.jsonl",
+    ]
+
+
+def test_max_samples(transcribe, saved_checkpoint, librispeech, tmp_path):
+    flags = ["--checkpoint", saved_checkpoint, "--greedy", "--max_samples", 3, "--output", tmp_path / "r.jsonl"]
+    assert transcribe(*flags, "--data_dir", librispeech, "--subset", "test-tiny").code == 0
+    assert [result.id for result in read_results(tmp_path / "r.jsonl")] == ["7-1-0000", "7-1-0001", "7-2-0000"]
+    assert len(transcripts(transcribe(*flags, "--audio_dir", librispeech).out)) == 3
+
+
+def test_a_save_pretrained_folder(transcribe, saved_checkpoint, audio, tmp_path):
+    loaded = load_checkpoint(saved_checkpoint)
+    loaded.model.save_pretrained(tmp_path / "saved")
+    loaded.processor.save_pretrained(tmp_path / "saved")
+    path = audio.write(tmp_path / "a.wav")
+    outputs = {
+        transcribe("--checkpoint", checkpoint, "--audio_file", path, "--greedy").out
+        for checkpoint in (saved_checkpoint, tmp_path / "saved")
+    }
+    assert len(outputs) == 1
+    assert str(path) in outputs.pop()
+
+
+# How it is decoded
+
+
+def test_decoders(transcribe, with_language_model, audio, tmp_path):
+    path = audio.write(tmp_path / "a.wav", seconds=1.5)
+    flags = ["--checkpoint", with_language_model, "--audio_file", path]
+    runs = {
+        "greedy": transcribe(*flags, "--greedy"),
+        "beam of one": transcribe(*flags, "--beam_size", 1, "--lm_path", "none"),
+        "beam": transcribe(*flags, "--lm_path", "none"),
+        "language model": transcribe(*flags),
+        "given": transcribe(*flags, "--lm_path", with_language_model.with_name("lm.arpa")),
+        "few words": transcribe(*flags, "--lm_weight", 0, "--word_score", -50),
+        "narrow": transcribe(*flags, "--beam_threshold", 0.01),
+        "moved": transcribe(*flags, "--move_emission_to_cpu"),
+    }
+    assert {run.code for run in runs.values()} == {0}
+    assert runs["greedy"].out == runs["beam of one"].out
+    assert runs["language model"].out == runs["given"].out == runs["moved"].out
+    assert runs["language model"].out != runs["beam"].out
+    assert runs["language model"].out != runs["narrow"].out
+    words = {name: transcripts(run.out)[str(path)].split() for name, run in runs.items()}
+    known = load_language_model(with_language_model.with_name("lm.arpa")).words
+    assert known.issuperset(words["language model"])
+    assert not known.issuperset(words["beam"])
+    assert len(words["few words"]) == 1 < len(words["language model"])
+    assert "beam search, 50 beams, no language model" in runs["beam"].err
+    assert f"language model {with_language_model.with_name('lm.arpa')} (weight 0.5, word score 1.5)" in (
+        runs["language model"].err
+    )
+
+
+def test_tuned_weights_beside_the_checkpoint(transcribe, with_language_model, audio, tmp_path):
+    path = audio.write(tmp_path / "a.wav")
+    tuned = with_language_model.with_name("lm_weights.json")
+    tuned.write_text(json.dumps({"best": {"lm_weight": 0.25, "word_score": -2}, "language_model": "lm.arpa"}))
+    flags = ["--checkpoint", with_language_model, "--audio_file", path]
+    assert "(weight 0.25, word score -2)" in transcribe(*flags).err
+    assert "(weight 0.25, word score 3)" in transcribe(*flags, "--word_score", 3).err
+    other = shutil.copy(with_language_model.with_name("lm.arpa"), tmp_path / "other.arpa")
+    assert "(weight 0.5, word score 1.5)" in transcribe(*flags, "--lm_path", other).err
+    tuned.write_text("{}")
+    failed = transcribe(*flags)
+    assert failed.code == 2
+    assert failed.err.startswith(f"error: {tuned} does not hold tuned")
+
+
+# Test-time training
+
+
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_ttt_shows_both_transcripts(transcribe, saved_checkpoint, audio, tmp_path, loss_type):
+    paths = [audio.write(tmp_path / f"{number}.wav", seed=number) for number in range(2)]
+    flags = ["--checkpoint", saved_checkpoint, "--audio_file", *paths, "--greedy"]
+    plain = transcripts(transcribe(*flags).out)
+    adapted = transcribe(
+        *flags, "--use_ttt", "--ttt_loss_type", loss_type, "--ttt_steps", 2, "--ttt_learning_rate", 0.01,
+        "--output", tmp_path / "r.jsonl",
+    )  # fmt: skip
+    assert adapted.code == 0
+    assert f"TTT: {loss_type}, 2 steps at 0.01 on norms" in adapted.err
+    shown = transcripts(adapted.out)
+    for path, result in zip(map(str, paths), read_results(tmp_path / "r.jsonl"), strict=True):
+        assert shown[f"{path} (without TTT)"] == plain[path] == result.hypothesis_without_ttt
+        assert shown[path] == result.hypothesis != plain[path]
+
+
+def test_ttt_defaults_come_from_the_model(transcribe, saved_checkpoint, audio, tmp_path):
+    path = audio.write(tmp_path / "a.wav")
+    flags = ["--checkpoint", saved_checkpoint, "--audio_file", path, "--greedy", "--use_ttt"]
+    assert "TTT: masked_prediction, 1 step at 0.001 on norms." in transcribe(*flags).err
+    entropy = transcribe(*flags, "--ttt_loss_type", "entropy", "--ttt_chunk_size", 12)
+    assert "TTT: entropy, 1 step at 0.001 on norms,front_end." in entropy.err
+    outputs = {
+        transcribe(*flags, "--ttt_steps", 2, "--ttt_learning_rate", 1e-2, *more).out
+        for more in ([], ["--ttt_mask_prob", 0.5], ["--ttt_parameters", "fast_weights, output"], ["--seed", 1])
+    }
+    assert len(outputs) == 4
+
+
+def test_refusals_and_silence_are_reported(transcribe, saved_checkpoint, audio, tmp_path):
+    paths = [audio.write(tmp_path / f"{number}.wav", 0.1 if number else 0.7) for number in range(3)]
+    flags = ["--checkpoint", saved_checkpoint, "--greedy", "--audio_file", *paths]
+    adapted = transcribe(*flags, "--use_ttt")
+    assert "TTT left 2 of 3 utterances as they were: the utterance is too short to mask." in adapted.err
+    without = transcribe(*flags, "--ttt_steps", 3, "--ttt_learning_rate", 0.1)
+    assert "without effect: --ttt_steps, --ttt_learning_rate." in without.err
+
+
+def test_nothing_recognised_is_said(transcribe, speaking_model, audio, tmp_path):
+    import torch
+
+    from lact_asr.checkpoint import save_checkpoint
+    from lact_asr.text import build_vocabulary
+
+    model = speaking_model()
+    with torch.no_grad():
+        model.ctc_head.bias[0] = 1e3
+    save_checkpoint(tmp_path / "silent.pt", model, build_vocabulary())
+    path = audio.write(tmp_path / "a.wav")
+    result = transcribe("--checkpoint", tmp_path / "silent.pt", "--audio_file", path)
+    assert (result.code, result.out) == (0, f"{path}\t\n")
+    assert "No speech was recognised in 1 of 1 recordings." in result.err
+
+
+# Results files
+
+
+def test_results_file(transcribe, saved_checkpoint, librispeech, tmp_path):
+    output = tmp_path / "r.jsonl"
+    flags = ["--checkpoint", saved_checkpoint, "--data_dir", librispeech, "--subset", "test-tiny", "--output", output]
+    assert transcribe(*flags, "--use_ttt", "--beam_size", 3).code == 0
+    settings, *lines = [json.loads(line) for line in output.read_text().splitlines()]
+    settings = settings["settings"]
+    assert settings["checkpoint"] == str(saved_checkpoint)
+    assert (settings["beam_size"], settings["lm_path"]) == ("3", "none")
+    assert (settings["ttt_loss_type"], settings["ttt_parameters"]) == ("masked_prediction", "norms")
+    assert "output" not in settings
+    assert [line["id"] for line in lines] == ["7-1-0000", "7-1-0001", "7-2-0000", "7-2-0001"]
+    first = lines[0]
+    assert first["reference"] == "THE CAT SAT ON THE MAT"
+    assert first["message"] is None
+    assert first["audio_seconds"] == pytest.approx(0.6)
+    assert first["compute_seconds"] > 0
+    assert first["hypothesis_without_ttt"] is not None
+    counted = first["word_errors"]
+    assert counted["hits"] + counted["substitutions"] + counted["deletions"] == 6
+    assert set(first) == {
+        "id", "reference", "hypothesis", "hypothesis_without_ttt", "word_errors", "word_errors_without_ttt",
+        "character_errors", "character_errors_without_ttt", "audio_seconds", "compute_seconds", "message",
+    }  # fmt: skip
+
+
+def test_resuming(transcribe, saved_checkpoint, librispeech, tmp_path):
+    output = tmp_path / "r.jsonl"
+    flags = ["--checkpoint", saved_checkpoint, "--data_dir", librispeech, "--subset", "test-tiny", "--output", output]
+    whole = transcribe(*flags, "--greedy").out
+    complete = output.read_bytes()
+    output.write_bytes(complete[: complete.rfind(b"7-2-0000") + 40])  # killed inside the third result
+    assert transcribe(*flags, "--greedy", "--resume").code == 0
+    assert [result.id for result in read_results(output)] == ["7-1-0000", "7-1-0001", "7-2-0000", "7-2-0001"]
+    assert output.read_bytes()[:300] == complete[:300]
+    again = transcribe(*flags, "--greedy", "--resume")
+    assert again.out == whole or again.out.splitlines()[0] == whole.splitlines()[0]
+    other = transcribe(*flags, "--beam_size", 7, "--resume")
+    assert other.code == 2
+    assert "was written with beam_size '1', not '7'" in other.err
+
+
+# As users start it
+
+
+def test_the_script_by_path(saved_checkpoint, audio, tmp_path):
+    """Started from another folder, as the README writes it; stdout holds the transcript and nothing else."""
+    path = audio.write(tmp_path / "a.wav")
+    script = ROOT / "inference" / "hybrid_asr_inference.py"
+    command = [sys.executable, str(script), "--checkpoint", str(saved_checkpoint), "--audio_file", str(path)]
+    result = subprocess.run([*command, "--use_ttt"], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert len(result.stdout.splitlines()) == 2
+    assert result.stdout.startswith(f"{path}\t")
+    assert "Warning" not in result.stderr
+
+
+def test_help_names_every_flag(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["--help"])
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    for flag in ("audio_file", "data_dir", "subset", "use_ttt", "ttt_loss_type", "beam_size", "move_emission_to_cpu",
+                 "lm_weight", "word_score", "beam_threshold", "max_samples", "resume", "output"):  # fmt: skip
+        assert f"--{flag}" in text
+
+
+@pytest.mark.real_data
+@pytest.mark.skipif(
+    not (REAL_DATA / "librispeech_excerpt").is_dir(), reason=f"no real recordings in {REAL_DATA} (LACT_ASR_DATA)"
+)
+def test_real_librispeech(transcribe, saved_checkpoint, tmp_path):
+    """The layout of the real corpus is read, transcribed with TTT and scored; what the random model says is noise."""
+    result = transcribe(
+        "--checkpoint", saved_checkpoint, "--data_dir", REAL_DATA / "librispeech_excerpt", "--subset", "dev-clean",
+        "--use_ttt", "--greedy", "--output", tmp_path / "r.jsonl",
+    )  # fmt: skip
+    assert result.code == 0
+    (scored,) = read_results(tmp_path / "r.jsonl")
+    assert scored.id == "2412-153948-0000"
+    assert scored.word_errors.reference_length == len(scored.reference.split()) > 10
+    assert scored.audio_seconds > 5
+    assert "WER % without TTT" in result.out

@@ -1,0 +1,438 @@
+"""Test-time training: what it computes, that nothing of it outlives the utterance, and every reason to refuse."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import Wav2Vec2Config, Wav2Vec2ForCTC, WavLMConfig, WavLMForCTC
+
+from lact_asr.errors import InputError
+from lact_asr.inference.ttt_objectives import suta_objective
+from lact_asr.inference.ttt_parameters import PARAMETER_GROUPS
+from lact_asr.inference.ttt_procedure import LOSS_TYPES, TestTimeTrainer, TTTOutcome, TTTSettings
+from lact_asr.masking import span_mask
+
+BOTH_LOSSES = pytest.mark.parametrize("loss_type", LOSS_TYPES)
+
+
+@pytest.fixture
+def model(speaking_model):
+    return speaking_model()
+
+
+@pytest.fixture
+def waveform(audio):
+    """Normalised recordings [samples], told apart by a number."""
+
+    def make(number: int = 0, seconds: float = 0.7) -> Tensor:
+        samples = torch.from_numpy(audio.make(seconds, seed=number))
+        return (samples - samples.mean()) / samples.std()
+
+    return make
+
+
+def trainer(model: nn.Module, loss_type: str = "entropy", **settings) -> TestTimeTrainer:
+    values = {"loss_type": loss_type, "learning_rate": 1e-3, "mask_length": 3, "mask_prob": 0.3}
+    return TestTimeTrainer(model, TTTSettings(**{**values, **settings}))
+
+
+@torch.no_grad()
+def plain_logits(model: nn.Module, row: Tensor) -> Tensor:
+    return model(row[None]).logits[0]
+
+
+# Nothing outlives the utterance
+
+
+@BOTH_LOSSES
+@pytest.mark.parametrize("groups", [None, PARAMETER_GROUPS])
+def test_nothing_outlives_the_utterance(model, waveform, loss_type, groups):
+    model.train()
+    model.front_end.eval()
+    model.feature_projection.weight.grad = gradient = torch.ones_like(model.feature_projection.weight)
+    model.ctc_head.requires_grad_(False)
+    weights = copy.deepcopy(model.state_dict())
+    flags = [parameter.requires_grad for parameter in model.parameters()]
+    modes = [module.training for module in model.modules()]
+    random_state = torch.get_rng_state()
+
+    outcome = trainer(model, loss_type, steps=2, parameters=groups).adapt(waveform())
+
+    assert outcome.adapted
+    assert not torch.equal(outcome.logits, outcome.logits_before)
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+    assert [parameter.requires_grad for parameter in model.parameters()] == flags
+    assert [module.training for module in model.modules()] == modes
+    assert [parameter.grad is None for parameter in model.parameters()].count(False) == 1
+    assert model.feature_projection.weight.grad is gradient
+    assert torch.equal(gradient, torch.ones_like(gradient))
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert not outcome.logits.requires_grad
+    assert not outcome.logits_before.requires_grad
+
+
+@BOTH_LOSSES
+def test_an_utterance_does_not_depend_on_those_before(model, waveform, loss_type):
+    adapter = trainer(model, loss_type, steps=2)
+    alone = adapter.adapt(waveform(1))
+    for number in (2, 3):
+        adapter.adapt(waveform(number))
+        torch.rand(5)  # masks have their own source of randomness
+    again = adapter.adapt(waveform(1))
+    assert torch.equal(again.logits, alone.logits)
+    assert again.losses == alone.losses
+
+
+@BOTH_LOSSES
+def test_rows_and_padding_change_nothing(model, waveform, loss_type):
+    rows = [waveform(0, 0.7), waveform(1, 0.5), waveform(2, 0.9)]
+    padded = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=7.0)
+    mask = torch.zeros_like(padded, dtype=torch.long)
+    for number, row in enumerate(rows):
+        mask[number, : len(row)] = 1
+    adapter = trainer(model, loss_type)
+    outcomes = adapter.adapt_batch(padded, mask)
+    for row, outcome in zip(rows, outcomes, strict=True):
+        assert torch.equal(outcome.logits, adapter.adapt(row).logits)
+    whole = adapter.adapt_batch(padded)  # without a mask the padding is audio
+    assert len({len(outcome.logits) for outcome in whole}) == 1
+
+
+def test_callers_without_gradients(model, waveform):
+    """Adaptation differentiates inside; nobody has to know."""
+    expected = trainer(model).adapt(waveform()).logits
+    for context in (torch.no_grad, torch.inference_mode):
+        with context():
+            assert torch.equal(trainer(model).adapt(waveform()).logits, expected)
+
+
+# What it computes
+
+
+@BOTH_LOSSES
+def test_no_steps_change_nothing(model, waveform, loss_type):
+    outcome = trainer(model, loss_type, steps=0).adapt(waveform())
+    assert torch.equal(outcome.logits, plain_logits(model, waveform()))
+    assert (outcome.losses, outcome.adapted) == ([], False)
+    assert "no steps" in outcome.reason
+
+
+@BOTH_LOSSES
+def test_logits_before_are_the_models_own(model, waveform, loss_type):
+    outcome = trainer(model, loss_type).adapt(waveform())
+    assert torch.equal(outcome.logits_before, plain_logits(model, waveform()))
+
+
+@BOTH_LOSSES
+def test_the_learning_rate_decides_how_far_it_goes(model, waveform, loss_type):
+    def change(learning_rate: float) -> float:
+        outcome = trainer(model, loss_type, learning_rate=learning_rate).adapt(waveform())
+        return (outcome.logits - outcome.logits_before).abs().max().item()
+
+    tiny, small, large = change(1e-9), change(1e-5), change(1e-2)
+    assert tiny < 1e-2 < 10 * tiny + 1e-2 < small * 10
+    assert small < large
+
+
+def test_entropy_falls_from_step_to_step(model, waveform):
+    for number in range(3):
+        losses = trainer(model, steps=8, learning_rate=3e-5).adapt(waveform(number)).losses
+        assert len(losses) == 8
+        assert losses == sorted(losses, reverse=True)
+        assert losses[-1] < losses[0] - 1e-3
+
+
+def test_masked_prediction_falls_on_the_same_masks(model, waveform):
+    """Each step draws new masks, so the comparison is with a run on the same masks that hardly learns."""
+    for number in range(2):
+        learnt, not_learnt = (
+            trainer(model, "masked_prediction", steps=10, learning_rate=rate).adapt(waveform(number)).losses
+            for rate in (3e-4, 1e-12)
+        )
+        assert learnt[0] == not_learnt[0]
+        assert sum(learnt[1:]) < sum(not_learnt[1:])
+        assert len(set(not_learnt)) > 6, "all steps drew the same masks"
+
+
+def adapt_by_hand(
+    model: nn.Module, parameters: dict[str, nn.Parameter], losses: list[Callable[[], Tensor]]
+) -> list[float]:
+    """AdamW (arXiv 1711.05101, Algorithm 2) without decay, at 1e-3, a step for each loss; the losses' values."""
+    first = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
+    second = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
+    values = []
+    for step, loss in enumerate(losses, 1):
+        value = loss()
+        values.append(value.item())
+        gradients = torch.autograd.grad(value, list(parameters.values()))
+        with torch.no_grad():
+            for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True):
+                first[name] = 0.9 * first[name] + 0.1 * gradient
+                second[name] = 0.999 * second[name] + 0.001 * gradient**2
+                direction = (first[name] / (1 - 0.9**step)) / ((second[name] / (1 - 0.999**step)).sqrt() + 1e-8)
+                parameter -= 1e-3 * direction
+    return values
+
+
+def norms_of(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {
+        f"{name}.{part}": parameter
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.LayerNorm, nn.RMSNorm))
+        for part, parameter in module.named_parameters()
+    }
+
+
+def test_entropy_steps_by_hand(model, waveform):
+    """In float64, because a first step is nearly the sign of the gradient, and rounding can turn tiny ones."""
+    model, row = model.double(), waveform().double()
+    outcome = trainer(model, parameters=("norms",), steps=3).adapt(row)
+    by_hand = copy.deepcopy(model)
+
+    def loss() -> Tensor:
+        return suta_objective(by_hand(row[None]).logits[0], blank_id=0)
+
+    assert outcome.losses == pytest.approx(adapt_by_hand(by_hand, norms_of(by_hand), [loss] * 3), rel=1e-5)
+    torch.testing.assert_close(outcome.logits, plain_logits(by_hand, row), rtol=1e-4, atol=1e-4)
+
+
+def test_masked_prediction_steps_by_hand(model, waveform):
+    """The masks are those of the settings' seed; the teacher is the unmasked, unadapted pass in every step."""
+    model, row = model.double(), waveform().double()
+    outcome = trainer(model, "masked_prediction", parameters=("output", "norms"), seed=5, steps=2).adapt(row)
+    by_hand = copy.deepcopy(model)
+    with torch.no_grad():
+        teacher = by_hand(row[None], output_hidden_states=True).hidden_states[-1]
+    frames = teacher.shape[1]
+    generator = torch.Generator().manual_seed(5)
+
+    def loss() -> Tensor:
+        mask = span_mask(torch.tensor([frames]), frames, 0.3, 3, generator)
+        assert 0 < mask.sum() < frames / 2
+        student = by_hand(row[None], masked_frames=mask, output_hidden_states=True).hidden_states[-1]
+        predicted = by_hand.masked_prediction.predictor(student[mask]).float()
+        target = nn.functional.layer_norm(teacher[mask].float(), teacher.shape[-1:])
+        return (predicted - target).square().mean()
+
+    assert outcome.losses == pytest.approx(adapt_by_hand(by_hand, norms_of(by_hand), [loss] * 2), rel=1e-5)
+    torch.testing.assert_close(outcome.logits, plain_logits(by_hand, row), rtol=1e-4, atol=1e-4)
+
+
+# In pieces
+
+
+def gradients_and_loss(adapter: TestTimeTrainer, row: Tensor) -> tuple[float, dict[str, Tensor]]:
+    """One backward pass as `adapt` runs it, with the gradients kept."""
+    with torch.no_grad():
+        before = adapter._forward(row[None])
+    adapter.model.zero_grad()
+    loss = adapter._backward(row[None], before, torch.Generator().manual_seed(0))
+    gradients = {name: p.grad.clone() for name, p in adapter.parameters.items() if p.grad is not None}
+    return loss, gradients
+
+
+@BOTH_LOSSES
+@pytest.mark.parametrize("chunk_size", [34, 1000])
+def test_one_piece_is_the_whole(model, waveform, loss_type, chunk_size):
+    row = waveform(0)
+    assert len(plain_logits(model, row)) == 34
+    whole, gradients = gradients_and_loss(trainer(model, loss_type), row)
+    loss, again = gradients_and_loss(trainer(model, loss_type, chunk_size=chunk_size), row)
+    assert loss == whole
+    assert gradients.keys() == again.keys()
+    assert all(torch.equal(gradients[name], again[name]) for name in gradients)
+
+
+@BOTH_LOSSES
+@pytest.mark.parametrize("factor", [5, 8])
+@pytest.mark.parametrize("chunk_size", [5, 10, 16])
+def test_pieces_cover_all_frames_and_give_as_many(speaking_model, waveform, loss_type, factor, chunk_size):
+    model = speaking_model(encoder_target_ds_factor=factor)
+    adapter = trainer(model, loss_type, chunk_size=chunk_size)
+    row = waveform()[None]
+    total = len(plain_logits(model, row[0]))
+    pieces = adapter._pieces(row, total)
+    assert len(pieces) > 1
+    assert pieces[0][0].start == 0
+    assert pieces[-1][0].stop == total
+    assert all(left[0].stop == right[0].start for left, right in itertools.pairwise(pieces))
+    for frames, samples in pieces:
+        assert model(row[:, samples]).logits.shape[1] == frames.stop - frames.start
+        assert frames.stop - frames.start > 3, "too short to mask"
+
+
+def test_the_loss_of_pieces_is_their_mean_weighted_by_frames(model, waveform):
+    row = waveform()
+    loss, gradients = gradients_and_loss(trainer(model, chunk_size=12), row)
+    expected = 0.0
+    for start, end in ((0, 12), (12, 24), (24, 34)):
+        piece = row[None, 320 * start : 320 * (end - 1) + 400]
+        expected = expected + suta_objective(model(piece).logits[0], 0) * (end - start) / 34
+    assert loss == pytest.approx(expected.item(), rel=1e-6)
+    model.zero_grad()
+    expected.backward()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, model.get_parameter(name).grad, rtol=1e-4, atol=1e-6)
+
+
+@BOTH_LOSSES
+def test_adapting_in_pieces(model, waveform, loss_type):
+    whole = trainer(model, loss_type).adapt(waveform())
+    pieces = trainer(model, loss_type, chunk_size=12).adapt(waveform())
+    assert pieces.adapted
+    assert pieces.logits.shape == whole.logits.shape
+    assert not torch.equal(pieces.logits, whole.logits)
+
+
+def test_pieces_of_very_short_audio(model, waveform):
+    """Fewer frames than a mask has: still one piece, and entropy needs no masks."""
+    outcome = trainer(model, chunk_size=2, mask_length=10).adapt(waveform(0, seconds=0.15))
+    assert len(outcome.logits) == 7
+    assert outcome.adapted
+
+
+# Transformers' models
+
+
+def transformers_model(config_class, model_class, norm: str) -> nn.Module:
+    torch.manual_seed(0)
+    config = config_class(
+        conv_dim=(8,) * 7, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24,
+        num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2, vocab_size=8, pad_token_id=3,
+        feat_extract_norm=norm,
+    )  # fmt: skip
+    model = model_class(config)
+    nn.init.normal_(model.lm_head.weight, std=1.0)
+    return model
+
+
+@pytest.mark.parametrize("classes", [(Wav2Vec2Config, Wav2Vec2ForCTC), (WavLMConfig, WavLMForCTC)])
+@pytest.mark.parametrize("norm", ["layer", "group"])
+def test_transformers_models(waveform, classes, norm):
+    model = transformers_model(*classes, norm).train()
+    weights = copy.deepcopy(model.state_dict())
+    random_state = torch.get_rng_state()
+    adapter = trainer(model, steps=4, learning_rate=1e-3)
+    assert adapter.blank_id == 3
+    outcome = adapter.adapt(waveform())
+    assert outcome.adapted, outcome.reason
+    assert not torch.equal(outcome.logits, outcome.logits_before)
+    assert outcome.losses[-1] < outcome.losses[0]
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert model.training
+    in_pieces = trainer(model, chunk_size=10).adapt(waveform())
+    assert in_pieces.logits.shape == outcome.logits.shape
+
+
+def test_masked_prediction_needs_its_head(speaking_model):
+    for model in (
+        speaking_model(enable_ttt=False),
+        transformers_model(Wav2Vec2Config, Wav2Vec2ForCTC, "layer"),
+    ):
+        with pytest.raises(InputError, match=r"no masked-prediction head.*--ttt_loss_type entropy"):
+            TestTimeTrainer(model)
+
+
+def test_a_blank_that_is_given_counts(model, waveform):
+    adapter = TestTimeTrainer(model, TTTSettings(loss_type="entropy"), blank_id=31)
+    assert adapter.blank_id == 31
+    assert adapter.adapt(waveform()).losses != trainer(model).adapt(waveform()).losses
+
+
+# Reasons to refuse
+
+
+def assert_refused(outcome: TTTOutcome, reason: str) -> None:
+    assert not outcome.adapted
+    assert reason in outcome.reason
+    assert outcome.logits is outcome.logits_before
+
+
+def test_output_that_is_not_finite(model, waveform):
+    with torch.no_grad():
+        model.ctc_head.bias[5] = math.nan
+    assert_refused(trainer(model).adapt(waveform()), "the model's output is not finite")
+
+
+@BOTH_LOSSES
+def test_a_learning_rate_that_destroys_the_model(model, waveform, loss_type):
+    weights = copy.deepcopy(model.state_dict())
+    outcome = trainer(model, loss_type, learning_rate=1e30).adapt(waveform())
+    assert_refused(outcome, "the adapted output is not finite")
+    outcome = trainer(model, loss_type, learning_rate=1e30, steps=2).adapt(waveform())
+    assert_refused(outcome, "the self-supervised loss or its gradient is not finite")
+    assert not math.isfinite(outcome.losses[-1])
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+    assert trainer(model, loss_type).adapt(waveform()).adapted
+
+
+def test_collapse_to_blanks(model, waveform):
+    """One frame is a letter, by a hair: in about half of the recordings a step makes it a blank too."""
+    outcomes = []
+    for number in range(8):
+        logits = plain_logits(model, waveform(number))
+        lead = (logits[:, 1:].max(-1).values - logits[:, 0]).max()
+        bias = model.ctc_head.bias.detach().clone()
+        with torch.no_grad():
+            model.ctc_head.bias[0] += lead - 0.01
+        outcomes.append(trainer(model, "masked_prediction", learning_rate=1e-4).adapt(waveform(number)))
+        assert (outcomes[-1].logits_before.argmax(-1) != 0).sum() in (1, 2)
+        with torch.no_grad():
+            model.ctc_head.bias.copy_(bias)
+    collapsed = [outcome for outcome in outcomes if not outcome.adapted]
+    assert 0 < len(collapsed) < len(outcomes)
+    for outcome in collapsed:
+        assert_refused(outcome, "the adapted output collapsed to blanks")
+        assert len(outcome.losses) == 1
+
+
+def test_silent_output(model, waveform):
+    with torch.no_grad():
+        model.ctc_head.bias[0] = 1e3
+    for loss_type in LOSS_TYPES:
+        assert_refused(trainer(model, loss_type).adapt(waveform()), "no frame is anything but blank")
+
+
+def test_too_short_to_mask(model, waveform):
+    short = waveform(0, seconds=0.13)  # 6 frames, twice a span
+    assert len(plain_logits(model, short)) == 6
+    assert_refused(trainer(model, "masked_prediction").adapt(short), "too short to mask")
+    assert trainer(model, "masked_prediction").adapt(waveform(0, seconds=0.15)).adapted
+    assert trainer(model, "entropy").adapt(short).adapted
+
+
+# Impossible settings
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"loss_type": "magic"}, "'magic'; choose masked_prediction or entropy"),
+        ({"steps": -1}, "0 or more steps, not -1"),
+        ({"learning_rate": 0.0}, "above 0 and at most 1e+30, not 0.0"),
+        ({"learning_rate": -1e-3}, "above 0"),
+        ({"learning_rate": math.nan}, "above 0.*not nan"),
+        ({"learning_rate": 1e38}, "at most 1e+30, not 1e+38"),
+        ({"chunk_size": 0}, "1 or more frames, or -1 for all, not 0"),
+        ({"chunk_size": -2}, "not -2"),
+        ({"chunk_size": 10}, "chunks of 10 frames have no room for masks of 10"),
+        ({"mask_prob": 0.0}, "between 0 and 1, not 0.0"),
+        ({"mask_prob": 1.0}, "between 0 and 1, not 1.0"),
+        ({"mask_prob": math.nan}, "between 0 and 1, not nan"),
+        ({"mask_length": 0}, "1 or more frames, not 0"),
+    ],
+)
+def test_impossible_settings(settings, message):
+    with pytest.raises(InputError, match=message.replace("+", r"\+")):
+        TTTSettings(**settings)
+
+
+def test_entropy_does_not_mind_how_masks_would_be():
+    TTTSettings(loss_type="entropy", mask_prob=0.0, chunk_size=5)

@@ -1,0 +1,213 @@
+"""A run that is stopped and resumed ends with the very weights of one that never stopped; and how a run is stopped."""
+
+import itertools
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from lact_asr.errors import InputError
+from lact_asr.training.stop_request import StopRequest
+from lact_asr.training.trainer import Trainer
+from lact_asr.training.training_state import Progress, load_training_state, random_state, restore_random_state
+
+SCRIPT = Path(__file__).resolve().parents[2] / "training" / "train_hybrid_asr.py"
+EVERYTHING_RANDOM = {
+    "hidden_dropout": 0.2, "attention_dropout": 0.2, "layerdrop": 0.3, "mask_time_prob": 0.2, "mask_time_length": 4,
+    "mask_feature_prob": 0.2, "mask_feature_length": 4, "ttt_mask_length": 4,
+}  # fmt: skip
+
+
+@pytest.fixture
+def noise_dir(tmp_path) -> Path:
+    folder = tmp_path / "noise"
+    folder.mkdir()
+    soundfile.write(folder / "hiss.wav", np.random.default_rng(0).normal(0, 0.1, 16_000), 16_000)
+    return folder
+
+
+def send_sigterm_after(patch: pytest.MonkeyPatch, method: str, call: int) -> None:
+    """Let SIGTERM arrive at the end of the n-th call of a method of the trainer."""
+    original, calls = getattr(Trainer, method), itertools.count(1)
+
+    def patched(self, *arguments):
+        original(self, *arguments)
+        if next(calls) == call:
+            signal.raise_signal(signal.SIGTERM)
+
+    patch.setattr(Trainer, method, patched)
+
+
+def assert_same_state(actual: dict, expected: dict) -> None:
+    assert actual["progress"]["step"] == expected["progress"]["step"]
+    for name, value in expected["model"].items():
+        assert torch.equal(actual["model"][name], value), name
+    for index, entry in expected["optimizer"]["state"].items():
+        for name, value in entry.items():
+            assert torch.equal(actual["optimizer"]["state"][index][name], value), (index, name)
+    assert torch.equal(actual["random"][0]["cpu"], expected["random"][0]["cpu"])
+    assert actual["scheduler"] == expected["scheduler"]
+
+
+@pytest.mark.parametrize(
+    ("method", "call", "accumulation", "stopped_step"),
+    [
+        pytest.param("_after_step", 3, 1, 3, id="within an epoch"),
+        pytest.param("_after_step", 5, 1, 5, id="after the last batch of an epoch"),
+        # Five batches an epoch: the first epoch's validation comes between the batches of the third step.
+        pytest.param("_validate", 1, 2, 2, id="in the middle of an accumulation, at the end of an epoch"),
+    ],
+)
+def test_stopped_and_resumed_is_bit_for_bit_never_stopped(
+    train, monkeypatch, noise_dir, method, call, accumulation, stopped_step
+):
+    flags = (
+        "--max_steps", 7 if accumulation == 1 else 4, "--enable_ttt", "--speed_factors", "0.9,1,1.1", "--noise_dir",
+        noise_dir, "--gradient_accumulation_steps", accumulation, "--peak_lr", 5e-3,
+    )  # fmt: skip
+    straight = train(*flags, name="straight", **EVERYTHING_RANDOM)
+    assert straight.exit_code == 0
+
+    with monkeypatch.context() as patch:
+        send_sigterm_after(patch, method, call)
+        stopped = train(*flags, name="stopped", **EVERYTHING_RANDOM)
+    assert stopped.exit_code == 128 + signal.SIGTERM
+    assert stopped.state()["progress"]["step"] == stopped_step
+    assert not torch.equal(stopped.state()["model"]["ctc_head.weight"], straight.state()["model"]["ctc_head.weight"])
+
+    resumed = train(*flags, "--resume_from_checkpoint", name="stopped", **EVERYTHING_RANDOM)
+    assert resumed.exit_code == 0
+    assert f"step {stopped_step} of" in resumed.out
+    assert_same_state(resumed.state(), straight.state())
+    losses = [[(event["step"], event["ctc_loss"]) for event in run.events("train")] for run in (resumed, straight)]
+    # Losses of steps are means over their batches; of a step whose first batch was repeated, too.
+    assert losses[0] == losses[1]
+
+
+def test_two_runs_with_one_seed_agree_and_another_seed_differs(train, noise_dir):
+    flags = ("--max_steps", 2, "--speed_factors", "0.9,1.1", "--noise_dir", noise_dir, "--noise_prob", 1)
+    one, same, other = (
+        train(*flags, "--seed", seed, name=name, **EVERYTHING_RANDOM).state()["model"]["ctc_head.weight"]
+        for seed, name in ((5, "one"), (5, "same"), (6, "other"))
+    )
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+
+
+def test_resuming_a_finished_run_changes_nothing_and_scores_again(finished_run, train, tmp_path):
+    shutil.copytree(finished_run.folder, tmp_path / "copy")
+    (tmp_path / "copy" / "test_results.json").unlink()
+    flags = ("--max_epochs", 2, "--warmup_steps", 4, "--enable_ttt", "--test_subset", "test-generated")
+    run = train(*flags, "--resume_from_checkpoint", name="copy")
+    assert run.exit_code == 0
+    assert_same_state(run.state(), finished_run.state())
+    assert (run.folder / "test_results.json").read_text() == (finished_run.folder / "test_results.json").read_text()
+
+
+def test_a_longer_run_goes_on_from_a_finished_one_in_a_new_folder(finished_run, train):
+    """The best model stayed in the other folder, so the first validation here counts as best, whatever its rate."""
+    flags = ("--max_steps", 11, "--warmup_steps", 4, "--enable_ttt", "--test_subset", "test-generated")
+    run = train(*flags, "--resume_from_checkpoint", finished_run.folder)
+    assert run.exit_code == 0
+    assert [event["step"] for event in run.events("train")] == [11]
+    assert run.best().notes["step"] in (10, 11)
+    assert (run.folder / "test_results.json").exists()
+
+
+@pytest.mark.parametrize(
+    "changes", [{"hidden_size": 64}, {"num_hidden_layers": 3}, {"use_momentum": True}], ids=lambda changes: next(iter(changes))
+)  # fmt: skip
+def test_a_state_of_another_model_is_refused_and_the_run_left_alone(finished_run, train, tmp_path, changes):
+    shutil.copytree(finished_run.folder, tmp_path / "copy")
+    before = _contents(tmp_path / "copy")
+    run = train("--max_steps", 12, "--enable_ttt", "--resume_from_checkpoint", name="copy", **changes)
+    assert run.exit_code == 2
+    assert run.err.startswith("error: ")
+    assert "last_checkpoint.pt" in run.err
+    assert run.err.count("\n") == 1
+    assert _contents(tmp_path / "copy") == before
+
+
+def test_sigterm_to_the_script_saves_exits_with_143_and_leaves_nothing_temporary(
+    corpus_dir, write_config, train, tmp_path
+):
+    folder = tmp_path / "run"
+    command = [
+        sys.executable, SCRIPT, "--config_path", write_config(tmp_path), "--data_dir", corpus_dir, "--train_subset",
+        "train-generated", "--val_subset", "dev-generated", "--output_dir", folder, "--device", "cpu", "--batch_size", 2,
+        "--max_steps", 100_000, "--logging_steps", 1, "--lm_order", 0, "--eval_steps", 3, "--save_steps", 1,
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment) as process:  # fmt: skip
+        try:
+            _wait_for_steps(folder / "training_log.jsonl", 4, process)
+            process.terminate()
+            out = process.communicate(timeout=60)[0].decode()
+        finally:
+            process.kill()
+    assert process.returncode == 143
+    state = torch.load(folder / "last_checkpoint.pt", weights_only=True)
+    step = state["progress"]["step"]
+    assert f"Stopped by signal 15 after step {step}." in out
+    assert step >= 4
+    assert not [path for path in folder.rglob("*") if path.suffix == ".tmp"]
+    assert (folder / "best_model.pt").exists()
+    resumed = train("--max_steps", step + 1, "--resume_from_checkpoint")
+    assert resumed.exit_code == 0
+    assert resumed.state()["progress"]["step"] == step + 1
+
+
+def _wait_for_steps(log: Path, steps: int, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 120
+    while not (log.exists() and log.read_text().count('"train"') >= steps):
+        assert process.poll() is None, "training ended by itself"
+        assert time.monotonic() < deadline, "no training step within two minutes"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stop_request_notes_the_first_signal_and_puts_handlers_back(number):
+    before = signal.getsignal(number)
+    with StopRequest() as stop:
+        assert not stop
+        assert stop.exit_code == 0
+        signal.raise_signal(number)
+        assert stop
+        assert stop.exit_code == 128 + number
+        assert signal.getsignal(number) == signal.SIG_DFL  # the second one ends the process
+    assert signal.getsignal(number) == before
+
+
+def test_random_state_repeats_what_was_drawn():
+    state = random_state()
+    drawn = torch.rand(3)
+    restore_random_state(state)
+    assert torch.equal(torch.rand(3), drawn)
+
+
+def test_training_state_of_another_vocabulary_is_refused(finished_run):
+    path = finished_run.folder / "last_checkpoint.pt"
+    with pytest.raises(InputError, match="vocabulary"):
+        load_training_state(path, {"<pad>": 0, "A": 1})
+
+
+def test_progress_prefers_lower_wer_then_lower_cer():
+    progress = Progress()
+    assert progress.is_better(2.0, 1.0)
+    progress.best_wer, progress.best_cer = 1.0, 0.8
+    assert progress.is_better(0.9, 0.9)
+    assert progress.is_better(1.0, 0.7)
+    assert not progress.is_better(1.0, 0.8)
+    assert not progress.is_better(1.1, 0.1)
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
