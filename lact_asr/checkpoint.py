@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from lact_asr.modeling_hybrid_asr import HybridASRForCTC
 from lact_asr.processing_hybrid_asr import HybridASRProcessor, check_vocabulary
 
 FORMAT = "lact-asr checkpoint, version 1"
+BEST_MODEL = "best_model.pt"  # in the folder of a training run
 
 
 @dataclass
@@ -49,9 +51,11 @@ def load_torch_file(path: Path) -> object:
     if not path.is_file():
         raise InputError(f"There is no checkpoint file {path}.")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickle protocols: the sentences below say it in one line
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "Weights only load failed" in str(error) and "magic" not in str(error):
+        if "Unsupported global" in str(error) or "Unsupported class" in str(error):
             raise InputError(
                 f"{path} holds pickled Python objects, which can run code when they are loaded; it was not opened."
             ) from None
@@ -81,14 +85,18 @@ def save_checkpoint(path: Path, model: HybridASRForCTC, vocabulary: dict[str, in
 
 
 def load_checkpoint(name_or_path: str | os.PathLike) -> LoadedCheckpoint:
-    """Load a model for inference from ``best_model.pt``, a `save_pretrained` folder or a hub name.
+    """Load a model for inference from ``best_model.pt`` or a run's folder, a `save_pretrained` folder or a hub name.
 
     Raises:
         InputError: one sentence that says why it cannot be used.
     """
     path = Path(name_or_path)
+    if (path / BEST_MODEL).is_file():
+        return _load_file(path / BEST_MODEL)
     if path.is_dir():
         return _load_folder(str(path))
+    if path.is_absolute() or str(name_or_path).startswith(".") or len(path.parts) > 2:  # never a hub name
+        return _load_file(path)
     if path.exists() or path.suffix in (".pt", ".pth", ".bin", ".ckpt"):
         return _load_file(path)
     return _load_folder(str(name_or_path))

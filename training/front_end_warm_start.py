@@ -8,6 +8,8 @@ What was measured is in docs/results.md.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -21,6 +23,7 @@ from lact_asr.wav2vec2_encoder import Wav2Vec2FrontEnd, frames_mask
 NUM_MELS = 40
 FFT_SAMPLES = 512
 LOG_FLOOR = 1e-3  # of the power of normalised samples: quieter than this is not worth learning
+MIN_DEVIATION = 0.1  # in nats: a band that hardly changes is not blown up
 PEAK_LR = 3e-3
 WARMUP_STEPS = 30
 
@@ -56,30 +59,34 @@ def warm_start_front_end(
         show_progress: show a bar.
 
     Returns:
-        The mean squared error of the last step, in squared nats.
+        The last step's error, as the share of variance not explained; NaN where no batch could be read.
     """
     readout = nn.Sequential(nn.LayerNorm(front_end.output_dim), nn.Linear(front_end.output_dim, NUM_MELS)).to(device)
     parameters = [*front_end.parameters(), *readout.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=PEAK_LR, betas=(0.9, 0.98))
     start, error = batches.state_dict(), float("nan")
-    bar = tqdm(total=steps, desc="warm-starting the front end", disable=not show_progress)
-    while bar.n < steps:
-        for batch in batches:
-            share = min(1.0, (bar.n + 1) / WARMUP_STEPS) * max(0.02, 1 - bar.n / steps)
-            optimizer.param_groups[0]["lr"] = PEAK_LR * share
-            loss = _spectrogram_loss(front_end, readout, batch, device)
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
-            error = loss.item()
-            bar.set_postfix_str(f"error {error:.2f}")
-            bar.update()
-            if bar.n >= steps:
-                break
-    bar.close()
+    bar = tqdm(range(steps), "warm-starting the front end", disable=not show_progress)
+    for step, batch in zip(bar, _endless(batches), strict=False):
+        share = min(1.0, (step + 1) / WARMUP_STEPS) * max(0.02, 1 - step / steps)
+        optimizer.param_groups[0]["lr"] = PEAK_LR * share
+        loss = _spectrogram_loss(front_end, readout, batch, device)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        error = loss.item()
+        bar.set_postfix_str(f"error {error:.2f}")
     batches.load_state_dict(start)
     return error
+
+
+def _endless(batches: SpeechDataLoader) -> Iterator[dict]:
+    """Epoch after epoch, until an epoch in which nothing could be read."""
+    number = 1
+    while number > 0:
+        number = 0
+        for number, batch in enumerate(batches, start=1):  # noqa: B007 - tells whether there was any
+            yield batch
 
 
 def _spectrogram_loss(front_end: Wav2Vec2FrontEnd, readout: nn.Module, batch: dict, device: torch.device) -> Tensor:
@@ -87,4 +94,6 @@ def _spectrogram_loss(front_end: Wav2Vec2FrontEnd, readout: nn.Module, batch: di
     features, lengths = front_end(input_values, batch["attention_mask"].to(device).sum(-1))
     target = log_mel_spectrogram(input_values, front_end.receptive_field_samples, front_end.samples_per_frame)
     real = frames_mask(lengths, features.shape[1])
-    return functional.mse_loss(readout(features[real]), target[real])
+    # Each band standardised over the batch: the loss is then the share of variance not explained, 1 at the start.
+    deviation, mean = torch.std_mean(target[real], dim=0)
+    return functional.mse_loss(readout(features[real]), (target[real] - mean) / deviation.clamp(min=MIN_DEVIATION))

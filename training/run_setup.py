@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import set_seed
 
-from lact_asr.checkpoint import load_checkpoint
+from lact_asr.checkpoint import BEST_MODEL, load_checkpoint
 from lact_asr.data.batching import SpeechDataLoader
 from lact_asr.data.corpora import Corpus, load_corpus
 from lact_asr.errors import InputError
@@ -26,7 +26,7 @@ from lact_asr.training.data_setup import (
 from lact_asr.training.front_end_warm_start import warm_start_front_end
 from lact_asr.training.model_setup import make_config, make_model
 from lact_asr.training.run_log import RunLog, describe_run, write_json
-from lact_asr.training.trainer import BEST_MODEL, Trainer
+from lact_asr.training.trainer import Trainer
 from lact_asr.training.validation import validate
 
 LANGUAGE_MODEL = "lm.arpa"

@@ -12,7 +12,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from lact_asr.checkpoint import save_checkpoint
+from lact_asr.checkpoint import BEST_MODEL, save_checkpoint
 from lact_asr.data.batching import SpeechDataLoader
 from lact_asr.errors import InputError
 from lact_asr.modeling_hybrid_asr import HybridASRForCTC
@@ -29,7 +29,6 @@ from lact_asr.training.training_state import (
 )
 from lact_asr.training.validation import validate
 
-BEST_MODEL = "best_model.pt"
 LAST_CHECKPOINT = "last_checkpoint.pt"
 
 

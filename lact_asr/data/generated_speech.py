@@ -25,6 +25,7 @@ import sys
 import zlib
 from collections import defaultdict
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -131,8 +132,9 @@ def _write_all_audio(root: Path, utterances: Sequence[Utterance], num_workers: i
         return [_write_utterance(task) for task in tqdm(tasks, **progress)]
     # Forking starts at once and asks nothing of the caller's script, but is safe on Linux only.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    with context.Pool(num_workers) as pool:
-        return list(tqdm(pool.imap(_write_utterance, tasks, chunksize=_TASKS_PER_BATCH), **progress))
+    # Not multiprocessing.Pool: ending one while a worker's error is under way can wait forever.
+    with ProcessPoolExecutor(num_workers, mp_context=context) as pool:
+        return list(tqdm(pool.map(_write_utterance, tasks, chunksize=_TASKS_PER_BATCH), **progress))
 
 
 def _write_transcripts(root: Path, utterances: Sequence[Utterance]) -> None:

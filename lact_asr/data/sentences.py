@@ -22,6 +22,7 @@ from lact_asr.text import normalise_text, unspellable_characters
 WORDS_FILE = Path(__file__).with_name("words.txt")
 GRAMMAR_FILE = Path(__file__).with_name("grammar.txt")
 MIN_WORDS, MAX_WORDS = 3, 20
+ZIPF_EXPONENT = 1.25
 
 _INNERMOST_SLOT = re.compile(r"\{([^{}]*)\}")
 _OPTIONAL_PART = re.compile(r"\(([^()]*)\)")
@@ -147,8 +148,8 @@ def grammar_rules() -> Mapping[str, list[str]]:
 
 @functools.cache
 def _cumulative_weights(count: int) -> list[float]:
-    """Sums of 1 / rank, Zipf's law: in real text the word at rank r of a kind is about 1/r as frequent as the first."""
-    return list(itertools.accumulate(1 / rank for rank in range(1, count + 1)))
+    """Sums of rank^-1.25, Zipf's law: in real text a kind's word of rank r is about that much rarer than its first."""
+    return list(itertools.accumulate(rank**-ZIPF_EXPONENT for rank in range(1, count + 1)))
 
 
 class _Expander:

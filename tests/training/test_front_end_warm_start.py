@@ -30,9 +30,9 @@ def test_error_falls_and_the_loader_is_back_at_its_start(corpus_dir):
     batches = make_dataloader(load_corpus(corpus_dir, "train-generated").cuts, processor, 2, shuffle=True)
     before = next(iter(front_end.parameters())).detach().clone()
     errors = [
-        warm_start_front_end(front_end, batches, steps, torch.device("cpu"), show_progress=False) for steps in (1, 12)
+        warm_start_front_end(front_end, batches, steps, torch.device("cpu"), show_progress=False) for steps in (1, 150)
     ]
-    assert errors[1] < 0.8 * errors[0]
+    assert errors[1] < 0.5 * errors[0]
     assert not torch.equal(before, next(iter(front_end.parameters())))
     assert batches.state_dict() == {"epoch": 0, "batches_done": 0}
 
