@@ -26,7 +26,25 @@ SYSTEMS = {  # name -> (flags, whether the results file's text before TTT is mea
     "beam + LM": (["--use_ttt"], True),
     "beam + LM + TTT": (["--use_ttt"], False),
 }
-TRAINING_FLAGS = ["--train_subset", "train-generated", "--val_subset", "dev-generated", "--test_subset", "test-generated", "--batch_size", "4", "--peak_lr", "2e-3", "--warmup_steps", "200", "--enable_ttt", "--eval_steps", "500", "--save_steps", "500"]
+TRAINING_FLAGS = [
+    "--train_subset",
+    "train-generated",
+    "--val_subset",
+    "dev-generated",
+    "--test_subset",
+    "test-generated",
+    "--batch_size",
+    "4",
+    "--peak_lr",
+    "2e-3",
+    "--warmup_steps",
+    "200",
+    "--enable_ttt",
+    "--eval_steps",
+    "500",
+    "--save_steps",
+    "500",
+]
 
 
 @exit_on_input_error

@@ -163,7 +163,9 @@ def _plan_subset(
             break
         if is_speakable(sentence):
             chosen.append(sentence)
-            total += estimate_seconds(sentence, sum(SPEED_RANGE_WPM) / 2) * 1.015 + 0.25  # mean of 1/speed; mean silence
+            total += (
+                estimate_seconds(sentence, sum(SPEED_RANGE_WPM) / 2) * 1.015 + 0.25
+            )  # mean of 1/speed; mean silence
     voices = voices[: max(1, min(len(voices), len(chosen) // _UTTERANCES_PER_SPEAKER))]
     utterances = [
         _draw_utterance(rng, subset, voices[i % len(voices)], i // len(voices), sentence)
