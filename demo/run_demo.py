@@ -23,8 +23,8 @@ CONFIG = ROOT / "configs" / "tiny.json"
 SNR_DB = (20, 10)
 SYSTEMS = {  # name -> (flags, whether the results file's text before TTT is meant)
     "greedy": (["--greedy"], False),
-    "beam + LM": (["--use_ttt"], True),
-    "beam + LM + TTT": (["--use_ttt"], False),
+    "beam + LM": (["--use_ttt", "--ttt_loss_type", "entropy"], True),
+    "beam + LM + TTT": (["--use_ttt", "--ttt_loss_type", "entropy"], False),
 }
 TRAINING_FLAGS = [
     "--train_subset",
@@ -80,7 +80,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--output_dir", type=Path, default=Path("demo_output"), help="default: %(default)s")
     parser.add_argument("--hours", type=float, default=1.4, help="of generated speech (default: %(default)s)")
     parser.add_argument(
-        "--max_steps", type=int, default=1800, help="of training (default: %(default)s, 7 minutes on two cores)"
+        "--max_steps", type=int, default=1800, help="of training (default: %(default)s, seven minutes on two cores)"
     )
     parser.add_argument(
         "--noise_dir", type=Path, default=None, help="folder of real noise recordings (default: pink noise is made)"
