@@ -7,6 +7,7 @@ so that an interrupted demo goes on where it stopped.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import shlex
@@ -26,25 +27,18 @@ SYSTEMS = {  # name -> (flags, whether the results file's text before TTT is mea
     "beam + LM": (["--use_ttt", "--ttt_loss_type", "entropy"], True),
     "beam + LM + TTT": (["--use_ttt", "--ttt_loss_type", "entropy"], False),
 }
-TRAINING_FLAGS = [
-    "--train_subset",
-    "train-generated",
-    "--val_subset",
-    "dev-generated",
-    "--test_subset",
-    "test-generated",
-    "--batch_size",
-    "4",
-    "--peak_lr",
-    "2e-3",
-    "--warmup_steps",
-    "200",
-    "--enable_ttt",
-    "--eval_steps",
-    "500",
-    "--save_steps",
-    "500",
-]
+TRAINING_FLAGS = {
+    "--train_subset": "train-generated",
+    "--val_subset": "dev-generated",
+    "--test_subset": "test-generated",
+    "--batch_size": 4,
+    "--peak_lr": 2e-3,
+    "--warmup_steps": 150,
+    "--front_end_warm_start_steps": 700,
+    "--eval_steps": 360,
+    "--save_steps": 360,
+    "--logging_steps": 50,
+}
 
 
 @exit_on_input_error
@@ -107,7 +101,7 @@ def _train(arguments: argparse.Namespace, corpus: Path, model: Path) -> None:
         resume = ["--resume_from_checkpoint"] if (model / "last_checkpoint.pt").exists() else []
         _run(
             "training/train_hybrid_asr.py", "--config_path", CONFIG, "--data_dir", corpus, "--output_dir", model,
-            "--max_steps", arguments.max_steps, "--seed", arguments.seed, *TRAINING_FLAGS, *resume,
+            "--max_steps", arguments.max_steps, "--seed", arguments.seed, *itertools.chain(*TRAINING_FLAGS.items()), *resume,
         )  # fmt: skip
     if not (model / "lm_weights.json").exists():
         _run(
