@@ -71,7 +71,7 @@ def test_speech_is_audible_and_of_plausible_length(corpus):
         level_db = 10 * np.log10(np.mean(samples**2))
         assert -45 < level_db < -8
         # Quiet at both ends, with a floor that is not digital silence.
-        edge_db = 10 * np.log10(np.mean(samples[:1200] ** 2))
+        edge_db = 10 * np.log10(np.mean(samples[:700] ** 2))
         assert -80 < edge_db < -55
 
 
@@ -95,7 +95,7 @@ def test_most_evaluation_words_occur_in_training():
     plan = plan_corpus(1.4, seed=0)
     words = {s: [w for u in plan.utterances if u.subset == s for w in u.sentence.text.split()] for s in SUBSETS}
     known = set(words["train-generated"])
-    assert len(known) > 1500
+    assert len(known) > 600
     for subset in SUBSETS[1:]:
         unknown = sum(word not in known for word in words[subset]) / len(words[subset])
         assert 0.005 < unknown < 0.06
@@ -177,7 +177,7 @@ def test_no_speakable_sentence_exceeds_15_seconds():
         longest = Sentence(longest.spoken.rpartition(" ")[0], longest.text)
     for accent in ("en-029", "en-gb-x-gbclan", "en-us"):
         with EspeakSynthesiser() as synthesiser:
-            samples = synthesiser.speak(longest.spoken, VoiceSettings(accent, "m4", 106, 50, 50))
+            samples = synthesiser.speak(longest.spoken, VoiceSettings(accent, "m4", 129, 50, 50))  # the slowest
         assert 5 < len(samples) / synthesiser.sample_rate_hz < 14
 
 
