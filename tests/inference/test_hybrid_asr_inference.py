@@ -220,7 +220,7 @@ def test_ttt_defaults_come_from_the_model(transcribe, saved_checkpoint, audio, t
     flags = ["--checkpoint", saved_checkpoint, "--audio_file", path, "--greedy", "--use_ttt"]
     assert "TTT: masked_prediction, 1 step at 0.001 on norms." in transcribe(*flags).err
     entropy = transcribe(*flags, "--ttt_loss_type", "entropy", "--ttt_chunk_size", 12)
-    assert "TTT: entropy, 1 step at 0.001 on norms,front_end." in entropy.err
+    assert "TTT: entropy, 1 step at 0.002 on norms,front_end." in entropy.err
     outputs = {
         transcribe(*flags, "--ttt_steps", 2, "--ttt_learning_rate", 1e-2, *more).out
         for more in ([], ["--ttt_mask_prob", 0.5], ["--ttt_parameters", "fast_weights, output"], ["--seed", 1])
