@@ -123,15 +123,15 @@ def _add_noise(arguments: argparse.Namespace, corpus: Path, noisy: Path) -> None
 def _recognise(model: Path, data_dir: Path, subset: str, results_dir: Path) -> dict[str, Summary]:
     """Score one test set with every system; a run with TTT holds the transcripts without it too."""
     summaries = {}
-    for name, (flags, before_ttt) in SYSTEMS.items():
+    for name, (flags, _) in SYSTEMS.items():
         path = results_dir / f"{subset}{'_greedy' if '--greedy' in flags else '_beam_ttt'}.jsonl"
-        if not before_ttt or not path.exists():
+        if path not in {summary_path for summary_path, _ in summaries.values()}:
             _run(
                 "inference/hybrid_asr_inference.py", "--checkpoint", model / "best_model.pt", "--data_dir", data_dir,
                 "--subset", subset, "--output", path, "--resume", *flags,
             )  # fmt: skip
-        summaries[name] = summarise(read_results(path))
-    return summaries
+        summaries[name] = (path, summarise(read_results(path)))
+    return {name: summary for name, (_, summary) in summaries.items()}
 
 
 def _report(results: dict[str, dict[str, Summary]], arguments: argparse.Namespace, output_dir: Path) -> None:
