@@ -50,15 +50,8 @@ def main() -> int:
     corpus, model, noisy = output_dir / "corpus", output_dir / "model", output_dir / "noisy"
     started = time.monotonic()
     _run(
-        "-m",
-        "lact_asr.data.generated_speech",
-        "--output_dir",
-        corpus,
-        "--hours",
-        arguments.hours,
-        "--seed",
-        arguments.seed,
-    )
+        "-m", "lact_asr.data.generated_speech", "--output_dir", corpus, "--hours", arguments.hours, "--seed", arguments.seed,
+    )  # fmt: skip
     _train(arguments, corpus, model)
     _add_noise(arguments, corpus, noisy)
     conditions = {"clean": (corpus, "test-generated")}

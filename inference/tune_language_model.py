@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import sys
 from pathlib import Path
 
@@ -25,6 +23,7 @@ from lact_asr.inference.inference_setup import (
     find_language_model,
 )
 from lact_asr.inference.recogniser import Recogniser
+from lact_asr.json_files import write_json
 
 
 @exit_on_input_error
@@ -100,14 +99,10 @@ def _name_from(folder: Path, path: Path) -> str:
 
 
 def _write(path: Path, content: dict) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+        write_json(path, content)
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror}.") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:

@@ -16,7 +16,7 @@ from lact_asr.fast_weight_state import FastWeightState
 from lact_asr.lact_layer import FastWeightGate, InitialFastWeights, LaCTLayer
 from lact_asr.masked_prediction import MaskedPredictionHead
 from lact_asr.masking import span_mask
-from lact_asr.wav2vec2_encoder import Wav2Vec2FrontEnd
+from lact_asr.wav2vec2_encoder import Wav2Vec2FrontEnd, frames_mask
 
 
 @dataclass
@@ -174,7 +174,7 @@ class HybridASRForCTC(HybridASRPreTrainedModel):
         features, lengths = self.front_end(input_values, sample_lengths)
         if features.shape[1] == 0:
             raise ValueError(f"{input_values.shape[1]} samples are less than one frame (400 samples).")
-        frame_mask = torch.arange(features.shape[1], device=lengths.device) < lengths[:, None]
+        frame_mask = frames_mask(lengths, features.shape[1])
         return self.feature_projection(self.feature_norm(features)), lengths, frame_mask
 
     def frame_lengths(self, sample_lengths: Tensor) -> Tensor:

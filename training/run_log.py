@@ -61,13 +61,6 @@ def prepare_output_dir(output_dir: Path) -> None:
         raise InputError(f"The output folder {output_dir} is not writable: {error.strerror}.") from None
 
 
-def write_json(path: Path, content: object) -> None:
-    """Write indented JSON to a temporary name and rename it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
-
-
 def describe_run(arguments: dict, model_sizes: dict) -> dict:
     """What somebody needs to repeat the run: command, arguments, versions, commit, machine, sizes."""
     return {

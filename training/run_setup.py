@@ -9,11 +9,13 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import set_seed
 
+from lact_asr.audio import SAMPLE_RATE_HZ
 from lact_asr.checkpoint import BEST_MODEL, load_checkpoint
 from lact_asr.data.batching import SpeechDataLoader
 from lact_asr.data.corpora import Corpus, load_corpus
-from lact_asr.errors import InputError
+from lact_asr.inference.inference_setup import LANGUAGE_MODEL_NAME, choose_device
 from lact_asr.inference.ngram_training import build_ngram
+from lact_asr.json_files import write_json
 from lact_asr.model_sizes import count_parameters
 from lact_asr.modeling_hybrid_asr import HybridASRForCTC
 from lact_asr.training.data_setup import (
@@ -25,11 +27,9 @@ from lact_asr.training.data_setup import (
 )
 from lact_asr.training.front_end_warm_start import warm_start_front_end
 from lact_asr.training.model_setup import make_config, make_model
-from lact_asr.training.run_log import RunLog, describe_run, write_json
+from lact_asr.training.run_log import RunLog, describe_run
 from lact_asr.training.trainer import Trainer
 from lact_asr.training.validation import validate
-
-LANGUAGE_MODEL = "lm.arpa"
 
 
 def make_accelerator(arguments: argparse.Namespace) -> Accelerator:
@@ -38,9 +38,7 @@ def make_accelerator(arguments: argparse.Namespace) -> Accelerator:
     Raises:
         InputError: a GPU was asked for and there is none.
     """
-    if arguments.device == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda was asked for but PyTorch sees no GPU.")
-    use_cpu = arguments.device == "cpu" or not torch.cuda.is_available()
+    use_cpu = choose_device(arguments.device).type == "cpu"
     precision = "no"
     if arguments.mixed_precision and not use_cpu:
         precision = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
@@ -96,7 +94,7 @@ def make_trainer(arguments: argparse.Namespace, accelerator: Accelerator, resume
 
 
 def _report_batches(arguments: argparse.Namespace, accelerator: Accelerator, corpus: Corpus, batches) -> None:
-    seconds = arguments.crop_samples / 16_000
+    seconds = arguments.crop_samples / SAMPLE_RATE_HZ
     cropped = sum(cut.duration > seconds for cut in corpus.cuts) if arguments.crop_samples > 0 else 0
     accelerator.print(
         f"{len(batches):,} batches an epoch on each of {accelerator.num_processes} processes, "
@@ -137,7 +135,7 @@ def _warm_start(
 
 
 def _build_language_model(arguments: argparse.Namespace, corpus: Corpus) -> None:
-    path = arguments.output_dir / LANGUAGE_MODEL
+    path = arguments.output_dir / LANGUAGE_MODEL_NAME
     if arguments.lm_order > 0 and not (path.exists() and arguments.resume_from_checkpoint):
         build_ngram(corpus.texts, path, arguments.lm_order)
 

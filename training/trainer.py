@@ -12,6 +12,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from lact_asr.audio import SAMPLE_RATE_HZ
 from lact_asr.checkpoint import BEST_MODEL, save_checkpoint
 from lact_asr.data.batching import SpeechDataLoader
 from lact_asr.errors import InputError
@@ -175,7 +176,7 @@ class Trainer:
             stepped = self.accelerator.sync_gradients
             if stepped:
                 self._optimizer_step()
-        seconds = float(batch["attention_mask"].sum()) / 16_000 * self.accelerator.num_processes
+        seconds = float(batch["attention_mask"].sum()) / SAMPLE_RATE_HZ * self.accelerator.num_processes
         self.progress.audio_seconds += seconds
         self._recent.append(
             {

@@ -6,7 +6,8 @@ import math
 import pytest
 
 from lact_asr.errors import InputError
-from lact_asr.training.run_log import RunLog, describe_run, prepare_output_dir, write_json
+from lact_asr.json_files import write_json
+from lact_asr.training.run_log import RunLog, describe_run, prepare_output_dir
 
 
 def test_events_are_appended_as_strict_json(tmp_path):

@@ -1,0 +1,21 @@
+"""JSON files that are whole or not there: written to a temporary name and renamed."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write indented JSON; what JSON does not know (paths) becomes its text.
+
+    Raises:
+        OSError: the file cannot be written; nothing is left behind.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
