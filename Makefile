@@ -6,7 +6,7 @@ TEST_ARGUMENTS ?=
 RUN = $(VENV)/bin/python
 INSTALLED = $(VENV)/.installed
 
-.PHONY: help install demo test lint clean
+.PHONY: help install demo test lint bench clean
 
 help: ## list the commands
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /: /'
@@ -31,6 +31,9 @@ test: $(INSTALLED) lint ## lint and run the tests
 lint: $(INSTALLED) ## ruff: rules and layout
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+
+bench: $(INSTALLED) ## every benchmark, on a CUDA device
+	PYTHON=$(RUN) benchmarks/run_gpu.sh
 
 clean: ## remove the virtual environment and what the demo wrote
 	rm -rf $(VENV) $(DEMO_OUTPUT)

@@ -41,8 +41,10 @@ RUNTIME = [
     "safetensors>=0.4",
 ]
 BEAM_SEARCH = ["pyctcdecode>=0.5", "kenlm>=0.3.0", "kaldingram>=0.1.2", "numpy<2"]
+# PyTorch's CUDA wheels bring the Triton that they were built with; beside a CPU wheel it serves the kernels' tests.
+TRITON = ["triton>=3.4; platform_system == 'Linux'"]
 DEMO = [*BEAM_SEARCH, "espeakng-loader>=0.2.4", "matplotlib>=3.8"]
-DEV = [*DEMO, "pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "ruff>=0.6"]
+DEV = [*DEMO, *TRITON, "pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "ruff>=0.6"]
 
 setup(
     name="lact-asr",
@@ -54,5 +56,5 @@ setup(
     packages=PACKAGES,
     package_data={"lact_asr.data": ["*.txt"]},
     install_requires=RUNTIME,
-    extras_require={"beam": BEAM_SEARCH, "demo": DEMO, "dev": DEV},
+    extras_require={"beam": BEAM_SEARCH, "triton": TRITON, "demo": DEMO, "dev": DEV},
 )

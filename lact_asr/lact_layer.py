@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from lact_asr.attention import rotate
 from lact_asr.configuration_hybrid_asr import HybridASRConfig
-from lact_asr.fast_weight_ops import fast_weight_apply, fast_weight_gradients, muon_step, row_norms
+from lact_asr.fast_weight_ops import chosen_backend, fast_weight_apply, fast_weight_gradients, muon_step, row_norms
 from lact_asr.fast_weight_state import FastWeightState, Weights
 
 
@@ -53,9 +53,9 @@ class LaCTLayer(nn.Module):
         """
         queries, keys, values = self.qkv(hidden_states).chunk(3, dim=-1)
         attended = self._attention(queries, keys, values, allowed_pairs)
-        # Newton-Schulz and sums over hundreds of tokens lose too much in 16 bits: this path is float32 under autocast.
+        dtype = fast_weight_dtype(hidden_states)
         with torch.autocast(hidden_states.device.type, enabled=False):
-            fast, state = self._fast_weights(hidden_states, queries, keys, values, frame_mask, state)
+            fast, state = self._fast_weights(hidden_states, queries, keys, values, frame_mask, state, dtype)
         return self.output(attended + fast.to(attended.dtype)), state
 
     def _attention(self, queries: Tensor, keys: Tensor, values: Tensor, allowed_pairs: Tensor | None) -> Tensor:
@@ -74,10 +74,9 @@ class LaCTLayer(nn.Module):
 
     def _fast_weights(
         self, hidden_states: Tensor, queries: Tensor, keys: Tensor, values: Tensor, frame_mask: Tensor,
-        state: FastWeightState | None,
+        state: FastWeightState | None, dtype: torch.dtype,
     ) -> tuple[Tensor, FastWeightState]:  # fmt: skip
-        dtype = torch.float64 if hidden_states.dtype == torch.float64 else torch.float32
-        hidden_states = hidden_states.to(dtype)
+        hidden_states = hidden_states.to(torch.promote_types(dtype, torch.float32))
         queries, keys, values = (
             rearrange(functional.silu(tensor.to(dtype)), "b t (h d) -> b h t d", h=self.config.num_lact_heads)
             for tensor in (queries, keys, values)
@@ -87,13 +86,18 @@ class LaCTLayer(nn.Module):
         padding = ~frame_mask[:, None, :, None]
         keys, values = keys.masked_fill(padding, 0.0), values.masked_fill(padding, 0.0)
         learning_rates = self._learning_rates(hidden_states).masked_fill(padding, 0.0)
-        initial = tuple(weight.to(dtype) for weight in self.fast_weights())
+        if dtype in (torch.float16, torch.bfloat16) and self.config.use_muon:
+            # Muon knows only ratios of learning rates. At 0.01, float16 would lose small gradients, and overflow in theirs.
+            learning_rates = learning_rates / self.config.fast_weight_lr_init
+        # Fast weights that many chunks add to are kept in 32 bits; where an utterance is one chunk, they are as its tokens.
+        one_chunk = state is None and self._chunk_size(queries.shape[2]) >= queries.shape[2]
+        initial = tuple(weight.to(dtype if one_chunk else hidden_states.dtype) for weight in self.fast_weights())
         fast, state = self._over_chunks(
             queries, keys, values, learning_rates, hidden_states, frame_mask, initial, state or self._start(initial)
         )
         gate = functional.silu(project(self.fast_gate, hidden_states))
         fast = functional.rms_norm(fast, fast.shape[-1:], self.fast_norm.weight.to(dtype), self.fast_norm.eps)
-        fast = fast * gate.mT[..., None]
+        fast = fast * gate.mT[..., None].to(dtype)
         return rearrange(fast, "b h t d -> b t (h d)"), state
 
     def _over_chunks(
@@ -102,8 +106,9 @@ class LaCTLayer(nn.Module):
     ) -> tuple[Tensor, FastWeightState]:  # fmt: skip
         """Update and apply the fast weights chunk by chunk, in the configured order."""
         frames = queries.shape[2]
-        chunk_size = frames if self.config.lact_chunk_size == -1 else self.config.lact_chunk_size
+        chunk_size = self._chunk_size(frames)
         norms = tuple(row_norms(weight) for weight in initial)
+        whole_rows = state.weights is initial and chunk_size >= frames
         outputs = []
         for start in range(0, frames, chunk_size):
             chunk = slice(start, start + chunk_size)
@@ -111,26 +116,27 @@ class LaCTLayer(nn.Module):
                 state, keys[:, :, chunk], values[:, :, chunk], learning_rates[:, :, chunk],
                 hidden_states[:, chunk], frame_mask[:, chunk], norms,
             )  # fmt: skip
+            if not whole_rows:  # a row may have ended before this chunk, and keeps its state
+                updated = updated.where(frame_mask[:, chunk].any(dim=1), state)
             applied = updated if self.config.lact_update_order == "update_then_apply" else state
             outputs.append(fast_weight_apply(applied.weights, queries[:, :, chunk]))
             state = updated
         return torch.cat(outputs, dim=2), state
 
+    def _chunk_size(self, frames: int) -> int:
+        return frames if self.config.lact_chunk_size == -1 else self.config.lact_chunk_size
+
     def _update(
         self, state: FastWeightState, keys: Tensor, values: Tensor, learning_rates: Tensor, hidden_states: Tensor,
         frame_mask: Tensor, norms: Weights,
     ) -> FastWeightState:  # fmt: skip
-        """One step of the fast weights on one chunk; rows without a real frame in it keep their state."""
+        """One step of the fast weights on one chunk."""
         gradients = fast_weight_gradients(state.weights, keys, values, learning_rates)
         beta = self._momentum_decay(hidden_states, frame_mask)
-        momenta = state.momentum or (None, None, None)
-        stepped = [
-            muon_step(weight, gradient, norm, momentum, beta, orthogonalise=self.config.use_muon)
-            for weight, gradient, norm, momentum in zip(state.weights, gradients, norms, momenta, strict=True)
-        ]
-        weights, momenta = zip(*stepped, strict=True)
-        updated = FastWeightState(weights, None if state.momentum is None else momenta)
-        return updated.where(frame_mask.any(dim=1), state)
+        weights, momenta = muon_step(
+            state.weights, gradients, norms, state.momentum, beta, orthogonalise=self.config.use_muon
+        )
+        return FastWeightState(weights, momenta)
 
     def _learning_rates(self, hidden_states: Tensor) -> Tensor:
         """η = softplus(linear(x) + b) with softplus(b) = fast_weight_lr_init: [B, h, T, 3]."""
@@ -151,6 +157,19 @@ class LaCTLayer(nn.Module):
     def _start(self, initial: Weights) -> FastWeightState:
         momentum = tuple(torch.zeros_like(weight) for weight in initial) if self.config.use_momentum else None
         return FastWeightState(initial, momentum)
+
+
+def fast_weight_dtype(hidden_states: Tensor) -> torch.dtype:
+    """What the fast-weight path computes in: float32 (float64 for float64), or 16 bits where Triton's kernels take them.
+
+    In plain PyTorch, Newton-Schulz and sums over hundreds of tokens lose too much in 16 bits. The Triton kernels sum in float32.
+    """
+    if hidden_states.dtype == torch.float64:
+        return torch.float64
+    device = hidden_states.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_states.dtype
+    in_16_bits = dtype in (torch.float16, torch.bfloat16) and chosen_backend(hidden_states) == "triton"
+    return dtype if in_16_bits else torch.float32
 
 
 def project(linear: nn.Linear, inputs: Tensor) -> Tensor:

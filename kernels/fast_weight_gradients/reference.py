@@ -20,23 +20,28 @@ def inner_objective(weights: tuple[Tensor, Tensor, Tensor], keys: Tensor, values
 
 
 def fast_weight_gradients(
-    weights: tuple[Tensor, Tensor, Tensor], keys: Tensor, values: Tensor, learning_rates: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+    weights: tuple[Tensor, Tensor, Tensor], keys: Tensor, values: Tensor, learning_rates: Tensor,
+    lengths: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Ascent directions of Σ_t η_t ⟨f_W(k_t), v_t⟩ for f_W(x) = W1 (SiLU(W0 x) ⊙ (W2 x)), written out by hand.
 
     With g = W0 k, u = W2 k, s = σ(g), d = W1ᵀ v:
     ∇W1 = Σ η1 v (SiLU(g) ⊙ u)ᵀ, ∇W2 = Σ η2 (d ⊙ SiLU(g)) kᵀ, ∇W0 = Σ η0 (d ⊙ u ⊙ s (1 + g (1 − s))) kᵀ
-    (LaCT, arXiv 2505.23884, appendix). Padded tokens need η = 0 and finite k and v: 0 · NaN is NaN.
+    (LaCT, arXiv 2505.23884, appendix).
 
     Args:
         weights: W0 [..., dh, d], W1 [..., d, dh], W2 [..., dh, d].
         keys: k [..., L, d].
         values: v [..., L, d].
         learning_rates: η [..., L, 3], for W0, W1 and W2 in this order.
+        lengths: [B] integers, real tokens of each row, where the tokens' first dimension is B: what later ones hold, NaN too,
+            changes nothing. None: all are real; padding then needs η = 0 and finite k and v, as 0 · NaN is NaN.
 
     Returns:
         (∇W0, ∇W1, ∇W2), shaped as the weights with the batch dimensions of the tokens.
     """
+    if lengths is not None:
+        keys, values, learning_rates = (_without_padding(t, lengths) for t in (keys, values, learning_rates))
     w0, w1, w2 = weights
     rate0, rate1, rate2 = learning_rates[..., None].unbind(-2)  # each [..., L, 1]
     gate, up, down = keys @ w0.mT, keys @ w2.mT, values @ w1  # each [..., L, dh]
@@ -46,3 +51,10 @@ def fast_weight_gradients(
     gradient1 = (rate1 * values).mT @ (activated * up)
     gradient2 = (down * activated).mT @ (rate2 * keys)
     return gradient0, gradient1, gradient2
+
+
+def _without_padding(tokens: Tensor, lengths: Tensor) -> Tensor:
+    """[B, ..., L, n] with zeros from each row's length on."""
+    padding = torch.arange(tokens.shape[-2], device=tokens.device) >= lengths.to(tokens.device)[:, None]
+    padding = padding.view(tokens.shape[0], *[1] * (tokens.ndim - 3), tokens.shape[-2], 1)
+    return tokens.masked_fill(padding, 0.0)

@@ -45,4 +45,9 @@ def muon_step(
         gradient = momentum = beta * momentum + gradient
     update = newton_schulz(gradient, coefficients) if orthogonalise else gradient
     updated = weights + update
-    return updated * (target_row_norms / (row_norms(updated) + ROW_NORM_EPSILON)), momentum
+    return rescale_rows(updated, target_row_norms), momentum
+
+
+def rescale_rows(weights: Tensor, target_row_norms: Tensor) -> Tensor:
+    """Each row of [..., m, n] scaled to its norm in [..., m, 1]."""
+    return weights * (target_row_norms / row_norms(weights).clamp(min=ROW_NORM_EPSILON))

@@ -95,7 +95,7 @@ def literal_update(layer: LaCTLayer, weights, momenta, norms, keys, values, rate
             step = beta * momenta[index] + step
             new_momenta.append(step)
         updated = weights[index] + (literal_newton_schulz(step) if layer.config.use_muon else step)
-        new_weights.append(updated * norms[index] / (updated.norm(dim=-1, keepdim=True) + 1e-5))
+        new_weights.append(updated * norms[index] / updated.norm(dim=-1, keepdim=True))
     return new_weights, new_momenta if momenta is not None else None
 
 
@@ -252,7 +252,7 @@ def test_row_norms_of_the_state_are_those_of_the_initial_weights(make_layer):
     _, state = layer(frames, all_real(frames))
     for updated, initial in zip(state.weights, layer.fast_weights(), strict=True):
         expected = initial.norm(dim=-1).expand(3, -1, -1)
-        torch.testing.assert_close(updated.norm(dim=-1), expected, atol=0, rtol=1e-4)  # the epsilon of 1e-5
+        torch.testing.assert_close(updated.norm(dim=-1), expected, atol=0, rtol=1e-12)
 
 
 @torch.no_grad()

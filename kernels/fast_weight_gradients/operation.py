@@ -1,0 +1,70 @@
+"""Triton's inner gradients as a differentiable PyTorch operator, known to `torch.compile` and `opcheck`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lact_asr.kernels.fast_weight_gradients import reference, triton_kernels
+from lact_asr.kernels.recomputation import flatten_matrices, gradients_by_recomputation
+
+
+def fast_weight_gradients(
+    weights: tuple[Tensor, Tensor, Tensor], keys: Tensor, values: Tensor, learning_rates: Tensor,
+    lengths: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """`reference.fast_weight_gradients` by Triton; its backward recomputes by the reference and stores only the inputs.
+
+    Args:
+        weights: W0 [..., dh, d], W1 [..., d, dh], W2 [..., dh, d]; batch dimensions may be shorter than the tokens' or 1.
+        keys, values: [..., L, d], float32, bfloat16 or float16.
+        learning_rates: η [..., L, 3].
+        lengths: [B], real tokens of each row, for the tokens' first dimension; None: all.
+
+    Returns:
+        (∇W0, ∇W1, ∇W2) in the tokens' dtype.
+    """
+    leading, num_tokens = keys.shape[:-2], keys.shape[-2]
+    if lengths is None:
+        lengths = torch.full((1,), num_tokens, device=keys.device)
+    w0, w1, w2 = (flatten_matrices(weight, leading).to(keys.dtype) for weight in weights)
+    tokens = [
+        tensor.reshape(leading.numel(), *tensor.shape[-2:]).contiguous()
+        for tensor in (keys, values, learning_rates.to(keys.dtype))
+    ]
+    found = _fast_weight_gradients(w0, w1, w2, *tokens, lengths.to(keys.device))
+    return tuple(gradient.view(*leading, *gradient.shape[-2:]) for gradient in found)
+
+
+@torch.library.custom_op("lact_asr::fast_weight_gradients", mutates_args=())
+def _fast_weight_gradients(
+    w0: Tensor, w1: Tensor, w2: Tensor, keys: Tensor, values: Tensor, learning_rates: Tensor, lengths: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    return triton_kernels.fast_weight_gradients((w0, w1, w2), keys, values, learning_rates, lengths)
+
+
+@_fast_weight_gradients.register_fake
+def _(w0, w1, w2, keys, values, learning_rates, lengths):
+    count = keys.shape[0]
+    return tuple(keys.new_empty(count, *weight.shape[1:]) for weight in (w0, w1, w2))
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _backward(ctx, *output_gradients: Tensor) -> tuple[Tensor | None, ...]:
+    *inputs, lengths = ctx.saved_tensors
+
+    def by_reference(w0: Tensor, w1: Tensor, w2: Tensor, keys: Tensor, values: Tensor, rates: Tensor):
+        repeats = keys.shape[0] // w0.shape[0]
+        weights = tuple(weight.repeat(repeats, 1, 1) for weight in (w0, w1, w2))
+        rows = lengths.shape[0]  # each row of the batch holds several heads
+        batched = [tensor.unflatten(0, (rows, -1)) for tensor in (*weights, keys, values, rates)]
+        found = reference.fast_weight_gradients(tuple(batched[:3]), *batched[3:], lengths)
+        return [gradient.flatten(0, 1) for gradient in found]
+
+    return *gradients_by_recomputation(by_reference, inputs, output_gradients), None
+
+
+_fast_weight_gradients.register_autograd(_backward, setup_context=_setup_context)

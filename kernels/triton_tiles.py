@@ -1,0 +1,50 @@
+"""What the Triton kernels share: tiles in memory, and how a tensor's dtype and size choose precision and tile edges."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def load_block(pointer, rows, columns, row_limit, column_limit, row_stride, column_stride):
+    """A [rows, columns] block of one matrix, zero outside of it."""
+    mask = (rows[:, None] < row_limit) & (columns[None, :] < column_limit)
+    return tl.load(pointer + rows[:, None] * row_stride + columns[None, :] * column_stride, mask=mask, other=0.0)
+
+
+@triton.jit
+def store_block(pointer, block, rows, columns, row_limit, column_limit, row_stride, column_stride):
+    mask = (rows[:, None] < row_limit) & (columns[None, :] < column_limit)
+    block = block.to(pointer.dtype.element_ty)
+    tl.store(pointer + rows[:, None] * row_stride + columns[None, :] * column_stride, block, mask=mask)
+
+
+@triton.jit
+def lower_tile(index):
+    """The index-th tile of a lower triangle, row by row -> (tile row, tile column ≤ tile row)."""
+    row = ((tl.sqrt(8.0 * index + 1.0) - 1.0) * 0.5).to(tl.int32)
+    # The float root may be off by one; the exact answer has row (row + 1) / 2 <= index.
+    row = tl.where(row * (row + 1) // 2 > index, row - 1, row)
+    row = tl.where((row + 1) * (row + 2) // 2 <= index, row + 1, row)
+    return row, index - row * (row + 1) // 2
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What m × m matrices are kept in: float32 for float32, float16 for inputs of 16 bits (bfloat16 has too few bits)."""
+    return torch.float32 if dtype == torch.float32 else torch.float16
+
+
+def dot_precision(dtype: torch.dtype) -> str:
+    """How products of float32 are done: three TF32 products on a GPU; Triton's interpreter knows only exact ones."""
+    return "tf32x3" if dtype == torch.float32 and not triton.knobs.runtime.interpret else "ieee"
+
+
+def block_size(size: int, largest: int) -> int:
+    """A tile edge for ``size``: a power of two, at least 16 (the smallest that `tl.dot` takes)."""
+    return max(16, min(largest, triton.next_power_of_2(size)))
+
+
+def triton_dtype(dtype: torch.dtype) -> tl.dtype:
+    return tl.float32 if dtype == torch.float32 else tl.float16
