@@ -26,7 +26,7 @@ demo: $(INSTALLED) ## make a corpus, train on it, adapt and transcribe; prints a
 	$(RUN) demo/run_demo.py --output_dir $(DEMO_OUTPUT)
 
 test: $(INSTALLED) lint ## lint and run the tests
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 $(TEST_ARGUMENTS)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal $(TEST_ARGUMENTS)
 
 lint: $(INSTALLED) ## ruff: rules and layout
 	$(RUN) -m ruff check .

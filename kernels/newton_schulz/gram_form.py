@@ -6,7 +6,7 @@ take 0.5 GFLOP instead of 1.2.
 
 What 16 bits cost: the rounding of A₀ hides every singular value below some 1/50 of the largest, and the steps then magnify
 the error a few hundred times (36 % on gradients of keys that share a mean). Kept in two parts, high + low, for the first
-step alone, A leaves 0.6 %; plain bfloat16 iteration on X leaves 2.8 % there (tests/kernels/newton_schulz/test_gram_form.py).
+step alone, A leaves 0.5 %; plain bfloat16 iteration on X leaves 2.8 % there (tests/kernels/newton_schulz/test_gram_form.py).
 """
 
 from __future__ import annotations
