@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import csv
 import functools
-import json
 import os
 import sys
 import time
@@ -30,6 +29,7 @@ from benchmarks.peers import PEERS, Orthogonalise, load_peer, torch_optim_muon
 from benchmarks.roofline import plot_roofline
 from benchmarks.timing import copy_bytes_per_second, environment, matmul_flops_per_second, measure
 from lact_asr.fast_weight_ops import fast_weight_apply, fast_weight_gradients, muon_step, newton_schulz, row_norms
+from lact_asr.json_files import write_json
 
 HEADS = {"4 heads": (4, 192, 1536), "1 head": (1, 768, 1536)}  # heads, head dimension d, fast-weight width dh
 MUON_BATCHES = (1, 2, 4, 8, 16, 32)
@@ -233,9 +233,7 @@ def write_results(folder: Path, facts: dict, measurements: list[Measurement], fa
     """kernels.json and kernels.csv, each written beside and renamed."""
     folder.mkdir(parents=True, exist_ok=True)
     content = {**facts, "measurements": [asdict(m) for m in measurements], "failures": failures}
-    temporary = folder / "kernels.json.tmp"
-    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, folder / "kernels.json")
+    write_json(folder / "kernels.json", content)
     temporary = folder / "kernels.csv.tmp"
     with temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(Measurement.__dataclass_fields__))

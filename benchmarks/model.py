@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -29,9 +28,9 @@ from benchmarks.timing import Timing, environment, measure
 from lact_asr import HybridASRConfig, HybridASRForCTC
 from lact_asr.fast_weight_ops import BACKEND_VARIABLE
 from lact_asr.inference.ttt_procedure import TestTimeTrainer, TTTSettings
+from lact_asr.json_files import write_json
 from lact_asr.lact_layer import LaCTLayer
-
-SAMPLE_RATE_HZ = 16_000
+from lact_asr.sample_rate import SAMPLE_RATE_HZ
 
 
 @contextlib.contextmanager
@@ -155,11 +154,7 @@ def main() -> None:
     results, failures = run(args, device)
     facts = {**environment(device), "command": " ".join(["python -m benchmarks.model", *sys.argv[1:]])}
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    temporary = args.output_dir / "model.json.tmp"
-    temporary.write_text(
-        json.dumps({**facts, "results": results, "failures": failures}, indent=1) + "\n", encoding="utf-8"
-    )
-    os.replace(temporary, args.output_dir / "model.json")
+    write_json(args.output_dir / "model.json", {**facts, "results": results, "failures": failures})
     for entry in results:
         memory = "" if entry["peak_bytes"] is None else f"{entry['peak_bytes'] / 1e6:10.0f} MB"
         print(f"{entry['what']:60} {entry['implementation']:14} {1e3 * entry['median_seconds']:10.2f} ms {memory}")

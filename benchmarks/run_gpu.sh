@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # GPU tests and every benchmark in one call, under 9 minutes on one H200; needs only Python with torch, triton, transformers,
-# einops, numpy and pytest, and no network. Results go to one folder: benchmarks/run_gpu.sh [OUTPUT_FOLDER]
+# einops, numpy, matplotlib, tqdm and pytest, and no network. Results go to one folder: benchmarks/run_gpu.sh [OUTPUT_FOLDER]
 set -uo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-benchmarks/results/$(date +%F)}

@@ -5,15 +5,13 @@ from __future__ import annotations
 import datetime
 import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
+from lact_asr.checkout import git_commit
 
 
 @dataclass(frozen=True)
@@ -74,14 +72,9 @@ def environment(device: torch.device) -> dict[str, str]:
         triton_version = triton.__version__
     except ImportError:
         triton_version = "not installed"
-    try:
-        command = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
-        commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        commit = "unknown"
     return {
         "date": datetime.date.today().isoformat(),
-        "commit": commit,
+        "commit": git_commit() or "unknown",
         "device": torch.cuda.get_device_name()
         if device.type == "cuda"
         else f"CPU {platform.processor() or platform.machine()}",

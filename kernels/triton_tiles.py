@@ -46,5 +46,10 @@ def block_size(size: int, largest: int) -> int:
     return max(16, min(largest, triton.next_power_of_2(size)))
 
 
+def block_depth(size: int, dtype: torch.dtype) -> int:
+    """How far a tile reaches along the summed dimension: half as far in float32, whose split products take more registers."""
+    return block_size(size, 32 if dtype == torch.float32 else 64)
+
+
 def triton_dtype(dtype: torch.dtype) -> tl.dtype:
     return tl.float32 if dtype == torch.float32 else tl.float16

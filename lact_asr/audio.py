@@ -19,8 +19,8 @@ import soundfile
 import soxr
 
 from lact_asr.errors import InputError
+from lact_asr.sample_rate import SAMPLE_RATE_HZ
 
-SAMPLE_RATE_HZ = 16_000
 MIN_SAMPLES = 400
 """Samples at 16 kHz that the convolutional front end needs for its first frame (25 ms)."""
 

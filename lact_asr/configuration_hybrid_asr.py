@@ -10,9 +10,9 @@ from pathlib import Path
 
 from transformers import PreTrainedConfig
 
-from lact_asr.audio import SAMPLE_RATE_HZ
 from lact_asr.errors import InputError
 from lact_asr.front_end_architecture import front_end_values
+from lact_asr.sample_rate import SAMPLE_RATE_HZ
 
 SAMPLES_PER_HEAD_FRAME = 40  # samples per frame after the first four convolutions, whose strides (5, 2, 2, 2) are fixed
 

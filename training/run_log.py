@@ -6,7 +6,6 @@ import json
 import math
 import os
 import platform
-import subprocess
 import sys
 import time
 from importlib import metadata
@@ -15,6 +14,7 @@ from pathlib import Path
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
+from lact_asr.checkout import git_commit
 from lact_asr.errors import InputError
 
 REPORTED_PACKAGES = ("lact-asr", "torch", "transformers", "accelerate", "lhotse", "numpy")
@@ -66,7 +66,7 @@ def describe_run(arguments: dict, model_sizes: dict) -> dict:
     return {
         "command": [sys.executable, *sys.argv],
         "arguments": arguments,
-        "git_commit": _git_commit(),
+        "git_commit": git_commit(),
         "python": platform.python_version(),
         "packages": {name: metadata.version(name) for name in REPORTED_PACKAGES},
         "machine": f"{platform.machine()}, {os.cpu_count()} cores"
@@ -74,14 +74,3 @@ def describe_run(arguments: dict, model_sizes: dict) -> dict:
         "threads": torch.get_num_threads(),
         "parameters": model_sizes,
     }
-
-
-def _git_commit() -> str | None:
-    """The checkout's commit, with a + where files differ from it; None outside a checkout."""
-    folder = Path(__file__).resolve().parent
-    try:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True)
-        changed = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=folder, capture_output=True, text=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return commit.stdout.strip() + ("+" if changed.stdout.strip() else "")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lact_asr.kernels.batches import flatten_matrices
 from lact_asr.kernels.fast_weight_apply import reference, triton_kernels
-from lact_asr.kernels.recomputation import flatten_matrices, gradients_by_recomputation
+from lact_asr.kernels.recomputation import gradients_by_recomputation
 
 
 def fast_weight_apply(weights: tuple[Tensor, Tensor, Tensor], queries: Tensor) -> Tensor:
@@ -21,8 +22,7 @@ def fast_weight_apply(weights: tuple[Tensor, Tensor, Tensor], queries: Tensor) -
     """
     leading = queries.shape[:-2]
     w0, w1, w2 = (flatten_matrices(weight, leading).to(queries.dtype) for weight in weights)
-    flat = queries.reshape(leading.numel(), *queries.shape[-2:]).contiguous()
-    return _fast_weight_apply(w0, w1, w2, flat).view(queries.shape)
+    return _fast_weight_apply(w0, w1, w2, flatten_matrices(queries, leading)).view(queries.shape)
 
 
 @torch.library.custom_op("lact_asr::fast_weight_apply", mutates_args=())

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lact_asr.kernels.triton_tiles import block_size, dot_precision, load_block, store_block
+from lact_asr.kernels.triton_tiles import block_depth, block_size, dot_precision, load_block, store_block
 
 
 @triton.jit
@@ -54,7 +54,7 @@ def fast_weight_apply(weights: tuple[Tensor, Tensor, Tensor], queries: Tensor) -
         hidden_kernel[(triton.cdiv(num_tokens, block_tokens), triton.cdiv(dh, block_hidden), count)](
             w0, w2, queries, hidden, w0.shape[0], num_tokens, d, dh,
             PRECISION=dot_precision(queries.dtype), BLOCK_TOKENS=block_tokens, BLOCK_HIDDEN=block_hidden,
-            BLOCK_K=block_size(d, 64 if queries.element_size() == 2 else 32), num_warps=8, num_stages=3,
+            BLOCK_K=block_depth(d, queries.dtype), num_warps=8, num_stages=3,
         )  # fmt: skip
     w1 = w1.expand(count, -1, -1) if w1.shape[0] == 1 else w1.repeat(count // w1.shape[0], 1, 1)
     return hidden @ w1.mT

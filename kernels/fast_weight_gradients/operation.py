@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lact_asr.kernels.batches import flatten_matrices
 from lact_asr.kernels.fast_weight_gradients import reference, triton_kernels
-from lact_asr.kernels.recomputation import flatten_matrices, gradients_by_recomputation
+from lact_asr.kernels.recomputation import gradients_by_recomputation
 
 
 def fast_weight_gradients(
@@ -27,12 +28,14 @@ def fast_weight_gradients(
     leading, num_tokens = keys.shape[:-2], keys.shape[-2]
     if lengths is None:
         lengths = torch.full((1,), num_tokens, device=keys.device)
+    else:  # the kernel does not read padding, but the products after it do, and 0 · NaN is NaN
+        lengths = lengths.to(keys.device)
+        keys, values, learning_rates = (
+            reference.without_padding(tokens, lengths) for tokens in (keys, values, learning_rates)
+        )
     w0, w1, w2 = (flatten_matrices(weight, leading).to(keys.dtype) for weight in weights)
-    tokens = [
-        tensor.reshape(leading.numel(), *tensor.shape[-2:]).contiguous()
-        for tensor in (keys, values, learning_rates.to(keys.dtype))
-    ]
-    found = _fast_weight_gradients(w0, w1, w2, *tokens, lengths.to(keys.device))
+    tokens = [flatten_matrices(tokens, leading) for tokens in (keys, values, learning_rates.to(keys.dtype))]
+    found = _fast_weight_gradients(w0, w1, w2, *tokens, lengths)
     return tuple(gradient.view(*leading, *gradient.shape[-2:]) for gradient in found)
 
 
@@ -54,15 +57,12 @@ def _setup_context(ctx, inputs, output) -> None:
 
 
 def _backward(ctx, *output_gradients: Tensor) -> tuple[Tensor | None, ...]:
-    *inputs, lengths = ctx.saved_tensors
+    *inputs, _ = ctx.saved_tensors
 
     def by_reference(w0: Tensor, w1: Tensor, w2: Tensor, keys: Tensor, values: Tensor, rates: Tensor):
         repeats = keys.shape[0] // w0.shape[0]
         weights = tuple(weight.repeat(repeats, 1, 1) for weight in (w0, w1, w2))
-        rows = lengths.shape[0]  # each row of the batch holds several heads
-        batched = [tensor.unflatten(0, (rows, -1)) for tensor in (*weights, keys, values, rates)]
-        found = reference.fast_weight_gradients(tuple(batched[:3]), *batched[3:], lengths)
-        return [gradient.flatten(0, 1) for gradient in found]
+        return reference.fast_weight_gradients(weights, keys, values, rates)
 
     return *gradients_by_recomputation(by_reference, inputs, output_gradients), None
 

@@ -41,7 +41,7 @@ def fast_weight_gradients(
         (∇W0, ∇W1, ∇W2), shaped as the weights with the batch dimensions of the tokens.
     """
     if lengths is not None:
-        keys, values, learning_rates = (_without_padding(t, lengths) for t in (keys, values, learning_rates))
+        keys, values, learning_rates = (without_padding(t, lengths) for t in (keys, values, learning_rates))
     w0, w1, w2 = weights
     rate0, rate1, rate2 = learning_rates[..., None].unbind(-2)  # each [..., L, 1]
     gate, up, down = keys @ w0.mT, keys @ w2.mT, values @ w1  # each [..., L, dh]
@@ -53,7 +53,7 @@ def fast_weight_gradients(
     return gradient0, gradient1, gradient2
 
 
-def _without_padding(tokens: Tensor, lengths: Tensor) -> Tensor:
+def without_padding(tokens: Tensor, lengths: Tensor) -> Tensor:
     """[B, ..., L, n] with zeros from each row's length on."""
     padding = torch.arange(tokens.shape[-2], device=tokens.device) >= lengths.to(tokens.device)[:, None]
     padding = padding.view(tokens.shape[0], *[1] * (tokens.ndim - 3), tokens.shape[-2], 1)

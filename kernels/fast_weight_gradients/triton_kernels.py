@@ -68,7 +68,8 @@ def fast_weight_gradients(
             weights i mod k.
         keys, values: [count, L, d], contiguous, float32, bfloat16 or float16.
         learning_rates: [count, L, 3], contiguous.
-        lengths: [rows] integers, real tokens of each row of the batch; rows divide count.
+        lengths: [rows] integers, real tokens of each row of the batch; rows divide count. Keys and values beyond are 0: the
+            kernel does not read them, but the products after it do.
 
     Returns:
         (∇W0 [count, dh, d], ∇W1 [count, d, dh], ∇W2 [count, dh, d]) in the tokens' dtype.
@@ -78,10 +79,8 @@ def fast_weight_gradients(
     dh = w0.shape[-2]
     hidden = torch.empty(3, count, num_tokens, dh, dtype=keys.dtype, device=keys.device)
     in_16_bits = keys.element_size() == 2
-    block_tokens, block_hidden = (
-        block_size(num_tokens, 128 if in_16_bits else 64),
-        block_size(dh, 64 if in_16_bits else 32),
-    )
+    block_tokens = block_size(num_tokens, 128 if in_16_bits else 64)
+    block_hidden = block_size(dh, 64 if in_16_bits else 32)
     if hidden.numel() > 0:
         hidden_gradients_kernel[(triton.cdiv(num_tokens, block_tokens), triton.cdiv(dh, block_hidden), count)](
             w0, w1, w2, keys, values, learning_rates, lengths, *hidden, w0.shape[0],
@@ -89,9 +88,4 @@ def fast_weight_gradients(
             PRECISION=dot_precision(keys.dtype), BLOCK_TOKENS=block_tokens, BLOCK_HIDDEN=block_hidden,
             BLOCK_K=block_size(d, 32), num_warps=8, num_stages=3,
         )  # fmt: skip
-    # Padding may hold anything, and 0 · NaN is NaN.
-    padding = (
-        torch.arange(num_tokens, device=keys.device) >= lengths.repeat_interleave(count // lengths.shape[0])[:, None]
-    )
-    keys, values = (tensor.masked_fill(padding[..., None], 0.0) for tensor in (keys, values))
     return hidden[0].mT @ keys, values.mT @ hidden[1], hidden[2].mT @ keys

@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lact_asr.kernels.batches import flatten_matrices
 from lact_asr.kernels.muon_step import triton_kernels
 from lact_asr.kernels.muon_step.reference import rescale_rows
 from lact_asr.kernels.newton_schulz import reference as newton_schulz_reference
 from lact_asr.kernels.newton_schulz.gram_form import Coefficients
 from lact_asr.kernels.newton_schulz.operation import flat, newton_schulz, steps
 from lact_asr.kernels.newton_schulz.reference import COEFFICIENTS
-from lact_asr.kernels.recomputation import flatten_matrices, gradients_by_recomputation
+from lact_asr.kernels.recomputation import gradients_by_recomputation
 
 
 def muon_step(
@@ -38,7 +39,7 @@ def muon_step(
         gradients = momenta = tuple(beta * m + g for m, g in zip(momenta, gradients, strict=True))
     leading = gradients[0].shape[:-2]
     flat_weights = [flatten_matrices(weight, leading) for weight in weights]
-    flat_gradients = [gradient.reshape(leading.numel(), *gradient.shape[-2:]).contiguous() for gradient in gradients]
+    flat_gradients = [flatten_matrices(gradient, leading) for gradient in gradients]
     flat_norms = [flatten_matrices(norms, leading)[..., 0].contiguous() for norms in target_row_norms]
     if len({frozenset(gradient.shape[-2:]) for gradient in gradients}) == 1:
         updated = _muon_step(flat_weights, flat_gradients, flat_norms, flat(coefficients))

@@ -18,7 +18,7 @@ from lact_asr.kernels.newton_schulz.gram_form import Coefficients
 from lact_asr.kernels.newton_schulz.launches import orthogonalising_polynomials
 from lact_asr.kernels.newton_schulz.reference import COEFFICIENTS
 from lact_asr.kernels.newton_schulz.triton_kernels import update_tile
-from lact_asr.kernels.triton_tiles import block_size, dot_precision, load_block, store_block, triton_dtype
+from lact_asr.kernels.triton_tiles import block_depth, block_size, dot_precision, load_block, store_block, triton_dtype
 
 
 @triton.jit
@@ -92,7 +92,7 @@ def _update(weight: Tensor, gradient: Tensor, norms: Tensor, polynomials: Tensor
         weight, gradient, polynomials, scales, norms, out,
         weight.shape[0], norms.shape[0], m, n, math.sqrt(m * n), ROW_NORM_EPSILON,
         TALL=rows > columns, COMPUTE=triton_dtype(polynomials.dtype), PRECISION=dot_precision(polynomials.dtype),
-        BLOCK_ROWS=block_rows, BLOCK_COLUMNS=block_columns, BLOCK_K=block_size(m, 64 if polynomials.element_size() == 2 else 32),
+        BLOCK_ROWS=block_rows, BLOCK_COLUMNS=block_columns, BLOCK_K=block_depth(m, polynomials.dtype),
         num_warps=4 if polynomials.element_size() == 2 else 8, num_stages=3,
     )  # fmt: skip
     return out

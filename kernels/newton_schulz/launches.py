@@ -9,6 +9,7 @@ import torch
 import triton
 from torch import Tensor
 
+from lact_asr.kernels.batches import flatten_matrices
 from lact_asr.kernels.newton_schulz.gram_form import GRAM_SPREAD, Coefficients, spread_coefficients
 from lact_asr.kernels.newton_schulz.reference import COEFFICIENTS, NORM_EPSILON
 from lact_asr.kernels.newton_schulz.triton_kernels import (
@@ -18,7 +19,7 @@ from lact_asr.kernels.newton_schulz.triton_kernels import (
     product_kernel,
     split_kernel,
 )
-from lact_asr.kernels.triton_tiles import block_size, compute_dtype, dot_precision, triton_dtype
+from lact_asr.kernels.triton_tiles import block_depth, block_size, compute_dtype, dot_precision, triton_dtype
 
 ONE_PROGRAM_MAX = 256  # the largest m for which one program a matrix takes all steps; beyond, each product is a launch
 
@@ -33,7 +34,7 @@ def newton_schulz(matrices: Tensor, coefficients: Coefficients = COEFFICIENTS) -
     Returns:
         [..., m, n] in the input's dtype.
     """
-    flat = matrices.reshape(matrices.shape[:-2].numel(), *matrices.shape[-2:]).contiguous()
+    flat = flatten_matrices(matrices, matrices.shape[:-2])
     out = torch.empty_like(flat)
     if flat.numel() == 0:
         return out.view(matrices.shape)
@@ -44,7 +45,7 @@ def newton_schulz(matrices: Tensor, coefficients: Coefficients = COEFFICIENTS) -
     apply_kernel[grid](
         flat, polynomials, scales, out, m, n, math.sqrt(m * n),
         TALL=flat.shape[1] > flat.shape[2], COMPUTE=triton_dtype(polynomials.dtype),
-        PRECISION=dot_precision(polynomials.dtype), BLOCK_ROWS=rows, BLOCK_COLUMNS=columns, BLOCK_K=block_size(m, 64 if polynomials.element_size() == 2 else 32),
+        PRECISION=dot_precision(polynomials.dtype), BLOCK_ROWS=rows, BLOCK_COLUMNS=columns, BLOCK_K=block_depth(m, polynomials.dtype),
         num_warps=4, num_stages=3,
     )  # fmt: skip
     return out.view(matrices.shape)
@@ -80,7 +81,7 @@ def _gram(matrices: Tensor, gram: Tensor) -> None:
     tiles = triton.cdiv(m, block)
     gram_kernel[(tiles * (tiles + 1) // 2, count)](
         matrices, gram, m, max(matrices.shape[-2:]), TALL=matrices.shape[-2] > matrices.shape[-1],
-        PRECISION=dot_precision(matrices.dtype), BLOCK=block, BLOCK_K=64 if block > 16 and matrices.element_size() == 2 else 32,
+        PRECISION=dot_precision(matrices.dtype), BLOCK=block, BLOCK_K=block_depth(max(matrices.shape[-2:]), matrices.dtype),
         num_warps=4 if block <= 64 else 8, num_stages=3,
     )  # fmt: skip
 
@@ -99,7 +100,7 @@ def _polynomials_at_once(gram: Tensor, coefficients: Coefficients, dtype: torch.
     polynomial_kernel[(count,)](
         gram, _coefficient_table(coefficients, gram.device), high, low, polynomials, product, product_low, step_polynomial,
         scales, m, len(coefficients), NORM_EPSILON, GRAM_SPREAD,
-        SPLIT=dtype == torch.float16, PRECISION=dot_precision(dtype), BLOCK=block_size(m, 64), BLOCK_K=block_size(m, 64),
+        SPLIT=dtype == torch.float16, PRECISION=dot_precision(dtype), BLOCK=block_size(m, 64), BLOCK_K=block_depth(m, dtype),
         num_warps=8, num_stages=2,
     )  # fmt: skip
     return polynomials[(len(coefficients) - 1) % 2], scales
@@ -152,7 +153,7 @@ def _launch_product(
         left, left if left_low is None else left_low, right, right if right_low is None else right_low,
         left if addend is None else addend, out, out if out_low is None else out_low, *factors, m,
         SYMMETRIC=symmetric, LEFT_PARTS=parts[0], RIGHT_PARTS=parts[1], OUT_PARTS=parts[2], ADD=addend is not None,
-        PRECISION=precision or dot_precision(out.dtype), BLOCK=block, BLOCK_K=block_size(m, 64 if out.dtype == torch.float16 else 32),
+        PRECISION=precision or dot_precision(out.dtype), BLOCK=block, BLOCK_K=block_depth(m, out.dtype),
         num_warps=4 if block <= 64 else 8, num_stages=3,
     )  # fmt: skip
 

@@ -102,6 +102,27 @@ def _product_tile(
 
 
 @triton.jit
+def _all_tiles(
+    left, left_low, right, right_low, addend, out, out_low, alpha, beta, gamma, m,
+    SYMMETRIC: tl.constexpr, LEFT_PARTS: tl.constexpr, RIGHT_PARTS: tl.constexpr, OUT_PARTS: tl.constexpr,
+    ADD: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """`_product_tile` for every tile, one after the other by one program; what it wrote may then be read by all its threads."""
+    tiles = tl.cdiv(m, BLOCK)
+    for tile in range(tiles * (tiles + 1) // 2 if SYMMETRIC else tiles * tiles):
+        _product_tile(
+            tile, left, left_low, right, right_low, addend, out, out_low, alpha, beta, gamma, m,
+            SYMMETRIC, LEFT_PARTS, RIGHT_PARTS, OUT_PARTS, ADD, PRECISION, BLOCK, BLOCK_K,
+        )  # fmt: skip
+    tl.debug_barrier()
+
+
+@triton.jit
+def _load_coefficients(pointer):
+    return tl.load(pointer), tl.load(pointer + 1), tl.load(pointer + 2)
+
+
+@triton.jit
 def product_kernel(
     left, left_low, right, right_low, addend, out, out_low, alpha, beta, gamma, m,
     SYMMETRIC: tl.constexpr, LEFT_PARTS: tl.constexpr, RIGHT_PARTS: tl.constexpr, OUT_PARTS: tl.constexpr,
@@ -167,62 +188,43 @@ def polynomial_kernel(
     product += offset
     product_low += offset
     step_polynomial += offset
-    tiles = tl.cdiv(m, BLOCK)
-    lower_tiles = tiles * (tiles + 1) // 2
     PARTS: tl.constexpr = 2 if SPLIT else 1
     _split(gram, high, low, scales + index, m, epsilon, gram_spread, SPLIT, BLOCK)
     tl.debug_barrier()
-
-    for tile in range(lower_tiles):
-        _product_tile(
-            tile, high, high, high, high, high, polynomials, polynomials,
-            tl.load(coefficients), tl.load(coefficients + 1), tl.load(coefficients + 2), m,
-            True, 1, 1, 1, True, PRECISION, BLOCK, BLOCK_K,
-        )  # fmt: skip
-    tl.debug_barrier()
-    for tile in range(tiles * tiles):
-        _product_tile(
-            tile, polynomials, polynomials, high, low, high, product, product_low, 0.0, 0.0, 1.0, m,
-            False, 1, PARTS, PARTS, False, PRECISION, BLOCK, BLOCK_K,
-        )  # fmt: skip
-    tl.debug_barrier()
-    for tile in range(lower_tiles):
-        _product_tile(
-            tile, product, product_low, polynomials, polynomials, high, high, high, 0.0, 0.0, 1.0, m,
-            True, PARTS, 1, 1, False, PRECISION, BLOCK, BLOCK_K,
-        )  # fmt: skip
-    tl.debug_barrier()
-
+    alpha, beta, gamma = _load_coefficients(coefficients)
+    _all_tiles(
+        high, high, high, high, high, polynomials, polynomials, alpha, beta, gamma, m,
+        True, 1, 1, 1, True, PRECISION, BLOCK, BLOCK_K,
+    )  # fmt: skip
+    _all_tiles(
+        polynomials, polynomials, high, low, high, product, product_low, 0.0, 0.0, 1.0, m,
+        False, 1, PARTS, PARTS, False, PRECISION, BLOCK, BLOCK_K,
+    )  # fmt: skip
+    _all_tiles(
+        product, product_low, polynomials, polynomials, high, high, high, 0.0, 0.0, 1.0, m,
+        True, PARTS, 1, 1, False, PRECISION, BLOCK, BLOCK_K,
+    )  # fmt: skip
     for step in range(1, num_steps):
         source = polynomials + (step - 1) % 2 * half
         target = polynomials + step % 2 * half
-        alpha = tl.load(coefficients + 3 * step)
-        beta = tl.load(coefficients + 3 * step + 1)
-        gamma = tl.load(coefficients + 3 * step + 2)
-        for tile in range(lower_tiles):
-            _product_tile(
-                tile, high, high, high, high, high, step_polynomial, step_polynomial, alpha, beta, gamma, m,
-                True, 1, 1, 1, True, PRECISION, BLOCK, BLOCK_K,
-            )  # fmt: skip
-        tl.debug_barrier()
-        for tile in range(tiles * tiles):
-            _product_tile(
-                tile, step_polynomial, step_polynomial, source, source, high, target, target, 0.0, 0.0, 1.0, m,
-                False, 1, 1, 1, False, PRECISION, BLOCK, BLOCK_K,
-            )  # fmt: skip
+        alpha, beta, gamma = _load_coefficients(coefficients + 3 * step)
+        _all_tiles(
+            high, high, high, high, high, step_polynomial, step_polynomial, alpha, beta, gamma, m,
+            True, 1, 1, 1, True, PRECISION, BLOCK, BLOCK_K,
+        )  # fmt: skip
+        _all_tiles(
+            step_polynomial, step_polynomial, source, source, high, target, target, 0.0, 0.0, 1.0, m,
+            False, 1, 1, 1, False, PRECISION, BLOCK, BLOCK_K,
+        )  # fmt: skip
         if step + 1 < num_steps:
-            for tile in range(lower_tiles):
-                _product_tile(
-                    tile, step_polynomial, step_polynomial, high, high, high, product, product, 0.0, 0.0, 1.0, m,
-                    True, 1, 1, 1, False, PRECISION, BLOCK, BLOCK_K,
-                )  # fmt: skip
-            tl.debug_barrier()
-            for tile in range(lower_tiles):
-                _product_tile(
-                    tile, product, product, step_polynomial, step_polynomial, high, high, high, 0.0, 0.0, 1.0, m,
-                    True, 1, 1, 1, False, PRECISION, BLOCK, BLOCK_K,
-                )  # fmt: skip
-            tl.debug_barrier()
+            _all_tiles(
+                step_polynomial, step_polynomial, high, high, high, product, product, 0.0, 0.0, 1.0, m,
+                True, 1, 1, 1, False, PRECISION, BLOCK, BLOCK_K,
+            )  # fmt: skip
+            _all_tiles(
+                product, product, step_polynomial, step_polynomial, high, high, high, 0.0, 0.0, 1.0, m,
+                True, 1, 1, 1, False, PRECISION, BLOCK, BLOCK_K,
+            )  # fmt: skip
 
 
 @triton.jit

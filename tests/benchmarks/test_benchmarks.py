@@ -67,6 +67,14 @@ def test_without_a_gpu_the_default_says_so():
     assert "No CUDA device" in result.stderr
 
 
+def test_nothing_but_torch_and_transformers_is_needed():
+    # The GPU machine has no audio readers, no corpus tools and no decoders.
+    hidden = ("soundfile", "soxr", "lhotse", "jiwer", "kenlm", "pyctcdecode", "kaldingram", "espeakng_loader")
+    code = f"import sys; sys.modules.update(dict.fromkeys({hidden})); import benchmarks.kernels, benchmarks.model; import lact_asr.inference.ttt_procedure"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
 def test_peers():
     with pytest.raises(ValueError, match="unknown peer 'somebody'"):
         load_peer("somebody=.")

@@ -1,0 +1,3 @@
+"""The one sample rate: here, so that the model need not import what reads audio files."""
+
+SAMPLE_RATE_HZ = 16_000
