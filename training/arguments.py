@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from lact_asr.audio import MIN_SAMPLES
+from lact_asr.training.optimization import OPTIMIZERS
 
 Number = TypeVar("Number", int, float)
 
@@ -164,6 +165,12 @@ def _add_optimisation(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--max_epochs", type=_positive_int, default=25, help="default: %(default)s")
     group.add_argument(
         "--max_steps", type=_positive_int, default=None, help="stop after so many optimiser steps, whatever the epoch"
+    )
+    group.add_argument(
+        "--optimizer",
+        choices=OPTIMIZERS,
+        default="adamw",
+        help="muon: Muon for the matrices of the blocks, AdamW for the rest, at the same learning rate (default: %(default)s)",
     )
     group.add_argument("--peak_lr", type=_positive_float, default=5e-4, help="default: %(default)s")
     group.add_argument(

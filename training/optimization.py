@@ -7,8 +7,11 @@ import math
 import torch
 from torch import nn
 
+from lact_asr.training.muon_optimizer import MuonAdamW
+
 SCHEDULE_START = 0.10  # share of the peak at the first step
 SCHEDULE_END = 0.01  # share of the peak at the last step
+OPTIMIZERS = ("adamw", "muon")
 
 
 def schedule_factor(step: int, warmup_steps: int, total_steps: int) -> float:
@@ -25,14 +28,19 @@ def schedule_factor(step: int, warmup_steps: int, total_steps: int) -> float:
     return SCHEDULE_END + (1 - SCHEDULE_END) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def parameter_groups(model: nn.Module, peak_lr: float, encoder_lr_scale: float, weight_decay: float) -> list[dict]:
+def parameter_groups(
+    model: nn.Module, peak_lr: float, encoder_lr_scale: float, weight_decay: float, muon: bool = False
+) -> list[dict]:
     """Four groups: front end or the rest, matrices with weight decay or vectors (norms, biases, embeddings) without.
+
+    With ``muon`` there is a fifth, for that optimiser: the matrices behind the front end without the output layer's.
 
     Args:
         model: with its front end under the name ``front_end``; frozen parameters are left out.
         peak_lr: learning rate of everything but the front end.
         encoder_lr_scale: the front end learns at ``peak_lr`` times this.
         weight_decay: of matrices and convolutions.
+        muon: whether the optimiser is Muon.
     """
     groups = {
         (part, decayed): {
@@ -40,20 +48,23 @@ def parameter_groups(model: nn.Module, peak_lr: float, encoder_lr_scale: float, 
             "params": [],
             "lr": peak_lr * (encoder_lr_scale if part == "encoder" else 1.0),
             "weight_decay": weight_decay if decayed else 0.0,
+            "muon": part == "transformer_muon",
         }
-        for part in ("encoder", "transformer")
+        for part in ("encoder", "transformer", "transformer_muon")
         for decayed in (True, False)
     }
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             part = "encoder" if name.startswith("front_end.") else "transformer"
+            if muon and part == "transformer" and parameter.ndim > 1 and not name.startswith("ctc_head."):
+                part = "transformer_muon"
             groups[part, parameter.ndim > 1]["params"].append(parameter)
     return [group for group in groups.values() if group["params"]]
 
 
-def make_optimizer(groups: list[dict]) -> torch.optim.AdamW:
-    """AdamW with the decay rates of wav2vec 2.0 fine-tuning (arXiv 2006.11477)."""
-    return torch.optim.AdamW(groups, betas=(0.9, 0.98), eps=1e-8)
+def make_optimizer(groups: list[dict]) -> MuonAdamW:
+    """AdamW with the decay rates of wav2vec 2.0 fine-tuning (arXiv 2006.11477), and Muon for the groups marked so."""
+    return MuonAdamW(groups, betas=(0.9, 0.98), eps=1e-8)
 
 
 def make_scheduler(

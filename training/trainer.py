@@ -80,7 +80,13 @@ class Trainer:
         self.vocabulary = processor.vocabulary
         self.training_batches, self.validation_batches = training_batches, validation_batches
         self.total_steps = total_steps(arguments, len(training_batches))
-        groups = parameter_groups(model, arguments.peak_lr, model.config.encoder_lr_scale, arguments.weight_decay)
+        groups = parameter_groups(
+            model,
+            arguments.peak_lr,
+            model.config.encoder_lr_scale,
+            arguments.weight_decay,
+            arguments.optimizer == "muon",
+        )
         self.model, self.optimizer = accelerator.prepare(TrainingLosses(model), make_optimizer(groups))
         # The schedule counts optimiser steps of the whole run, so accelerate must not multiply it by the processes.
         self.scheduler = make_scheduler(self.optimizer.optimizer, arguments.warmup_steps, self.total_steps)
@@ -106,7 +112,7 @@ class Trainer:
             self.optimizer.load_state_dict(content["optimizer"])
         except (RuntimeError, ValueError) as error:
             raise InputError(
-                f"The training state {path} is of another model configuration or other frozen parts: "
+                f"The training state {path} is of another model configuration, optimizer or other frozen parts: "
                 f"{' '.join(str(error).split())[:200]}"
             ) from None
         self.scheduler.load_state_dict(content["scheduler"])

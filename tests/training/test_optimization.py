@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lact_asr import HybridASRConfig, HybridASRForCTC
+from lact_asr.fast_weight_ops import newton_schulz
 from lact_asr.training.optimization import make_optimizer, make_scheduler, parameter_groups, schedule_factor
 
 PEAK_LR = 2e-3
@@ -103,3 +104,59 @@ def test_weight_decay_shrinks_matrices_and_leaves_vectors(model):
         rate = PEAK_LR * (0.5 if name.startswith("front_end.") else 1.0)
         shrunk = before[name] * (1 - 0.1 * rate) if parameter.ndim > 1 else before[name]
         torch.testing.assert_close(parameter.detach(), shrunk, rtol=1e-6, atol=0)
+
+
+def test_muon_takes_the_blocks_matrices_and_nothing_else(model):
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = parameter_groups(model, PEAK_LR, 0.1, 0.01, muon=True)
+    assert sum(len(group["params"]) for group in groups) == len(names)
+    muon = {names[id(p)]: p for group in groups if group["muon"] for p in group["params"]}
+    assert all(p.ndim in (2, 3) and not name.startswith(("front_end.", "ctc_head.")) for name, p in muon.items())
+    assert {"blocks.0.layer.qkv.weight", "blocks.0.layer.fast_weights.w1", "blocks.0.feed_forward.1.weight"} < set(muon)
+    assert [group["name"] for group in groups if group["muon"]] == ["transformer_muon"]
+
+
+def test_muons_step_is_its_equation_for_matrices_and_adamws_for_vectors():
+    generator = torch.Generator().manual_seed(0)
+    matrices, vector = torch.randn(3, 4, 6, generator=generator), torch.randn(5, generator=generator)
+    mine = [torch.nn.Parameter(tensor.clone()) for tensor in (matrices, vector)]
+    other = torch.nn.Parameter(vector.clone())
+    settings = {"lr": 0.1, "weight_decay": 0.02}
+    optimizer = make_optimizer(
+        [{"params": [mine[0]], "muon": True, **settings}, {"params": [mine[1]], "muon": False, **settings}]
+    )
+    adamw = torch.optim.AdamW([other], betas=(0.9, 0.98), eps=1e-8, **settings)
+    momentum, expected = torch.zeros_like(matrices), matrices.double()
+    for _ in range(3):
+        gradient, of_vector = torch.randn(3, 4, 6, generator=generator), torch.randn(5, generator=generator)
+        mine[0].grad, mine[1].grad, other.grad = gradient.clone(), of_vector.clone(), of_vector.clone()
+        optimizer.step()
+        adamw.step()
+        momentum = 0.95 * momentum + 0.05 * gradient
+        update = newton_schulz((0.05 * gradient + 0.95 * momentum).double())
+        expected = (1 - 0.1 * 0.02) * expected - 0.1 * 0.2 * 6**0.5 * update
+    assert torch.allclose(mine[0].double(), expected, atol=1e-5)
+    assert torch.equal(mine[1], other)
+
+
+def test_muon_goes_on_from_its_saved_state():
+    generator = torch.Generator().manual_seed(0)
+    gradients = torch.randn(4, 6, 6, generator=generator)
+
+    def run(parameter, optimizer, chosen) -> None:
+        for gradient in chosen:
+            parameter.grad = gradient.clone()
+            optimizer.step()
+
+    def fresh(values):
+        parameter = torch.nn.Parameter(values.clone())
+        return parameter, make_optimizer([{"params": [parameter], "muon": True, "lr": 0.1}])
+
+    whole = fresh(torch.ones(6, 6))
+    run(*whole, gradients)
+    first = fresh(torch.ones(6, 6))
+    run(*first, gradients[:2])
+    second = fresh(first[0].detach())
+    second[1].load_state_dict(first[1].state_dict())
+    run(*second, gradients[2:])
+    assert torch.equal(whole[0], second[0])

@@ -1,0 +1,59 @@
+"""Muon for the blocks' matrices, AdamW for everything else, as one optimiser."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from lact_asr.fast_weight_ops import newton_schulz
+
+MOMENTUM = 0.95
+ADAMW_RMS = (
+    0.2  # root mean square of AdamW's usual updates: Muon's are scaled to it, so that both share a learning rate
+)
+
+
+class MuonAdamW(torch.optim.AdamW):
+    """AdamW whose groups with ``muon=True`` take Muon's step instead (Jordan et al. 2024).
+
+    M ← 0.95 M + 0.05 G, U = NewtonSchulz(0.05 G + 0.95 M), W ← (1 − γλ) W − γ · 0.2 √max(m, n) · U, with learning rate γ and weight
+    decay λ; the scale is of "Muon is scalable for LLM training" (arXiv 2502.16982). Matrices of one shape are orthogonalised
+    together. Stacks [h, m, n], such as the fast weights of h heads, are h matrices.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """One step of every parameter with a gradient; Muon's gradients are used up (set to None)."""
+        if closure is not None:
+            raise ValueError("MuonAdamW takes no closure")
+        for group in self.param_groups:
+            if group["muon"]:
+                self._muon_step(group)
+        return super().step()
+
+    def _muon_step(self, group: dict) -> None:
+        directions = defaultdict(list)
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                directions[parameter.shape[-2:]].append((parameter, self._direction(parameter)))
+                parameter.grad = None  # nothing is left for AdamW
+        for shape, pairs in directions.items():
+            stacked = torch.cat([direction.reshape(-1, *shape) for _, direction in pairs])
+            # As in Muon's own code, 16 bits do where they are fast; CPUs compute in what the parameters have.
+            updates = newton_schulz(stacked.bfloat16() if stacked.is_cuda else stacked).to(stacked.dtype)
+            counts = [direction.numel() // shape.numel() for _, direction in pairs]
+            for (parameter, _), update in zip(pairs, updates.split(counts), strict=True):
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                parameter.sub_(group["lr"] * ADAMW_RMS * max(shape) ** 0.5 * update.view_as(parameter))
+
+    def _direction(self, parameter: Tensor) -> Tensor:
+        """Momentum with Nesterov's look ahead."""
+        state = self.state[parameter]
+        if not state:
+            state["step"], state["momentum"] = torch.tensor(0.0), torch.zeros_like(parameter)
+        state["step"] += 1
+        state["momentum"].lerp_(parameter.grad, 1 - MOMENTUM)
+        return parameter.grad.lerp(state["momentum"], MOMENTUM)
