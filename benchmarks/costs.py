@@ -27,14 +27,22 @@ def gram_form_flops(count: int, m: int, n: int) -> float:
     return count * per_tile * (lower * n + squares * m) + count * 2.0 * m * m * n
 
 
-def gradients_flops(count: int, tokens: int, d: int, dh: int) -> float:
-    """Three products with tokens and three gradients, 2·L·d·dh each."""
-    return count * 6 * 2.0 * tokens * d * dh
+def gradients_flops(count: int, tokens: int, d: int, dh: int, backward: bool = False, on_chip: bool = False) -> float:
+    """Three products with tokens and three gradients, 2·L·d·dh each; by the formulas their derivatives are twelve more.
+
+    On chip these are 21: six recomputed and three for the weights, six recomputed and six for the tokens.
+    """
+    products = 6 + backward * (21 if on_chip else 12)
+    return count * products * 2.0 * tokens * d * dh
 
 
-def apply_flops(count: int, tokens: int, d: int, dh: int) -> float:
-    """Three products, 2·L·d·dh each."""
-    return count * 3 * 2.0 * tokens * d * dh
+def apply_flops(count: int, tokens: int, d: int, dh: int, backward: bool = False, on_chip: bool = False) -> float:
+    """Three products, 2·L·d·dh each; by the formulas their derivatives are six more.
+
+    On chip these are eleven: three recomputed and three for the weights, three recomputed and two for the queries.
+    """
+    products = 3 + backward * (11 if on_chip else 6)
+    return count * products * 2.0 * tokens * d * dh
 
 
 def muon_bytes(count: int, m: int, n: int, element_bytes: int) -> float:
@@ -43,10 +51,10 @@ def muon_bytes(count: int, m: int, n: int, element_bytes: int) -> float:
 
 
 def gradients_bytes(count: int, tokens: int, d: int, dh: int, element_bytes: int) -> float:
-    """Tokens in, gradients out, and three hidden arrays written and read once."""
-    return count * element_bytes * (2.0 * tokens * d + 3.0 * d * dh + 6.0 * tokens * dh)
+    """What must move at least: tokens in, gradients out (shared weights are few)."""
+    return count * element_bytes * (2.0 * tokens * d + 3.0 * d * dh)
 
 
 def apply_bytes(count: int, tokens: int, d: int, dh: int, element_bytes: int) -> float:
-    """Queries in, outputs out, the three weights in, and one hidden array written and read once."""
-    return count * element_bytes * (2.0 * tokens * d + 3.0 * d * dh + 2.0 * tokens * dh)
+    """What must move at least: queries in, outputs out, the three weights in."""
+    return count * element_bytes * (2.0 * tokens * d + 3.0 * d * dh)

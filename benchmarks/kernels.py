@@ -30,6 +30,7 @@ from benchmarks.roofline import plot_roofline
 from benchmarks.timing import copy_bytes_per_second, environment, matmul_flops_per_second, measure
 from lact_asr.fast_weight_ops import fast_weight_apply, fast_weight_gradients, muon_step, newton_schulz, row_norms
 from lact_asr.json_files import write_json
+from lact_asr.kernels.batches import WIDEST_HEAD_ON_CHIP
 
 HEADS = {"4 heads": (4, 192, 1536), "1 head": (1, 768, 1536)}  # heads, head dimension d, fast-weight width dh
 MUON_BATCHES = (1, 2, 4, 8, 16, 32)
@@ -178,25 +179,33 @@ def implementations(
 
 
 def flops_and_bytes(case: Case, implementation: str, element_bytes: int) -> tuple[float, float, float]:
-    """FLOPs by the plain formulas, FLOPs done, bytes at least; a backward pass counts as twice the forward one."""
+    """FLOPs by the plain formulas, FLOPs done, bytes at least.
+
+    Of Newton-Schulz a backward pass counts as twice the forward one, of bytes everywhere.
+    """
     heads, d, dh = sizes(case)
     count = case.utterances * heads
     m, n = min(d, dh), max(d, dh)
+    passes = 3.0 if case.backward else 1.0
     if case.operation in ("muon_step", "newton_schulz"):
-        plain = costs.newton_schulz_flops(3 * count, m, n)
-        done = costs.gram_form_flops(3 * count, m, n) if implementation == "triton" else plain
+        plain = passes * costs.newton_schulz_flops(3 * count, m, n)
+        done = passes * costs.gram_form_flops(3 * count, m, n) if implementation == "triton" else plain
         moved = costs.muon_bytes(3 * count, m, n, element_bytes)
     else:
         gradients = case.operation != "fast_weight_apply"
         applied = case.operation != "fast_weight_gradients"
         shape = (count, case.tokens, d, dh)
-        plain = done = costs.gradients_flops(*shape) * gradients + costs.apply_flops(*shape) * applied
+        on_chip = implementation == "triton" and element_bytes == 2 and d <= WIDEST_HEAD_ON_CHIP
+        plain, done = (
+            costs.gradients_flops(*shape, case.backward, chosen) * gradients
+            + costs.apply_flops(*shape, case.backward, chosen) * applied
+            for chosen in (False, on_chip)
+        )
         moved = (
             costs.gradients_bytes(*shape, element_bytes) * gradients
             + costs.apply_bytes(*shape, element_bytes) * applied
         )
-    passes = 3.0 if case.backward else 1.0
-    return passes * plain, passes * done, passes * moved
+    return plain, done, passes * moved
 
 
 def run(

@@ -5,7 +5,8 @@
 
 The layer: forward and backward pass of one LaCT layer, time and peak memory. The model: a training step (forward, backward,
 AdamW), inference, and inference with one step of test-time training, an utterance at a time. Each with the Triton kernels,
-with plain PyTorch, and the layer with `torch.compile` of plain PyTorch; in turn, in one run. Writes model.json.
+with plain PyTorch, and the layer with `torch.compile` of plain PyTorch (fast weights in float32, as the model has them there, and
+in bfloat16, as Triton has them); in turn, in one run. Writes model.json.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.timing import Timing, environment, measure
-from lact_asr import HybridASRConfig, HybridASRForCTC
+from lact_asr import HybridASRConfig, HybridASRForCTC, lact_layer
 from lact_asr.fast_weight_ops import BACKEND_VARIABLE
 from lact_asr.inference.ttt_procedure import TestTimeTrainer, TTTSettings
 from lact_asr.json_files import write_json
@@ -58,6 +59,23 @@ def layer_calls(
         yield name, name, functools.partial(call, layer)
     torch.compiler.reset()
     yield "torch", "torch.compile", functools.partial(call, torch.compile(layer, dynamic=False))
+    if device.type == "cuda":
+        torch.compiler.reset()
+        yield (
+            "torch",
+            "torch.compile, bfloat16",
+            in_bfloat16(functools.partial(call, torch.compile(layer, dynamic=False))),
+        )
+
+
+def in_bfloat16(call: Callable[[], None]) -> Callable[[], None]:
+    """``call`` with fast weights in bfloat16 in plain PyTorch too, which the model itself keeps in float32: as LaCT's public code."""
+
+    def patched() -> None:
+        with mock.patch.object(lact_layer, "fast_weight_dtype", lambda _: torch.bfloat16):  # noqa: PT008 - a mock cannot be compiled
+            call()
+
+    return patched
 
 
 def _layer(config: HybridASRConfig) -> LaCTLayer:
@@ -127,7 +145,7 @@ def run(args: argparse.Namespace, device: torch.device) -> tuple[list[dict], lis
         layer_config = HybridASRConfig.from_dict({**config.to_dict(), "num_lact_heads": heads})
         what = f"LaCT layer, {heads} heads, {args.utterances} x {frames} frames, forward + backward"
         for backend_name, implementation, call in layer_calls(layer_config, args.utterances, frames, device):
-            if backend_name in backends and not (args.no_compile and implementation == "torch.compile"):
+            if backend_name in backends and not (args.no_compile and implementation.startswith("torch.compile")):
                 attempt(what, implementation, backend_name, call)
     for what, call in model_calls(config, args.utterances, args.seconds, device):
         for backend_name in backends:

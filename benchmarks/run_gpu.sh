@@ -23,7 +23,8 @@ step() {  # name, seconds it may take, command: keeps its output, and goes on wh
 } | tee "$out/machine.txt"
 export PYTHONPATH=$PWD PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 export TORCHINDUCTOR_CACHE_DIR=${TMPDIR:-/tmp}/lact_inductor TRITON_CACHE_DIR=${TMPDIR:-/tmp}/lact_triton
-step tests 150 "$python" -m pytest -q -p no:cacheprovider tests/kernels tests/lact_asr/test_fast_weight_ops.py tests/lact_asr/test_lact_layer.py --deselect tests/kernels/test_ahead_of_time.py
-step kernels 260 "$python" -m benchmarks.kernels --output_dir "$out" --compile_seconds 150
-step model 120 "$python" -m benchmarks.model --output_dir "$out"
+step tests 130 "$python" -m pytest -q -p no:cacheprovider tests/kernels tests/lact_asr/test_fast_weight_ops.py tests/lact_asr/test_lact_layer.py --deselect tests/kernels/test_ahead_of_time.py
+step kernels 200 "$python" -m benchmarks.kernels --output_dir "$out" --compile_seconds 110
+step model 90 "$python" -m benchmarks.model --output_dir "$out"
+step tiles 110 "$python" -m benchmarks.tiles --output_dir "$out"
 echo "all done after $((SECONDS - start)) s; results in $out"

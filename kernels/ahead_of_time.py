@@ -108,7 +108,10 @@ def _resource_usage(cubin: bytes) -> dict[str, int]:
 
 def launch_everything(heads: int, head_dim: int, width: int, num_tokens: int, dtype: torch.dtype) -> None:
     """Every host function once, at one shape: one utterance of ``heads`` heads."""
+    from lact_asr.kernels.batches import fits_on_chip
+    from lact_asr.kernels.fast_weight_apply import on_chip as apply_on_chip
     from lact_asr.kernels.fast_weight_apply import triton_kernels as apply
+    from lact_asr.kernels.fast_weight_gradients import on_chip_backward
     from lact_asr.kernels.fast_weight_gradients import triton_kernels as gradients
     from lact_asr.kernels.muon_step import triton_kernels as muon
     from lact_asr.kernels.newton_schulz import launches as newton_schulz
@@ -118,8 +121,13 @@ def launch_everything(heads: int, head_dim: int, width: int, num_tokens: int, dt
 
     weights = (empty(width, head_dim), empty(head_dim, width), empty(width, head_dim))
     keys, values = empty(num_tokens, head_dim), empty(num_tokens, head_dim)
-    gradients.fast_weight_gradients(weights, keys, values, empty(num_tokens, 3), torch.tensor([num_tokens]))
+    arguments = (weights, keys, values, empty(num_tokens, 3), torch.tensor([num_tokens]))
+    gradients.fast_weight_gradients(*arguments)
     apply.fast_weight_apply(weights, keys)
+    if fits_on_chip(keys):
+        on_chip_backward.weights_derivatives(*arguments, weights)
+        on_chip_backward.tokens_derivatives(*arguments, weights)
+        apply_on_chip.queries_derivative(weights, keys, values)
     muon.muon_step(weights, weights, tuple(weight[..., 0].contiguous() for weight in weights))
     for weight in weights[:2]:
         newton_schulz.newton_schulz(weight)

@@ -1,9 +1,16 @@
-"""The kernels' view of a batch: matrices one behind the other, whatever dimensions come before."""
+"""The kernels' view of a batch: matrices one behind the other, whatever dimensions come before, and which kernels suit them."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+WIDEST_HEAD_ON_CHIP = 192  # features in 16 bits: wider heads, and float32, would spill registers
+
+
+def fits_on_chip(tokens: Tensor) -> bool:
+    """Whether a kernel can hold rows of these tokens, [..., d], and three accumulators of such rows, in registers."""
+    return tokens.element_size() == 2 and tokens.shape[-1] <= WIDEST_HEAD_ON_CHIP
 
 
 def flatten_matrices(matrices: Tensor, leading: torch.Size) -> Tensor:
@@ -23,3 +30,8 @@ def flatten_matrices(matrices: Tensor, leading: torch.Size) -> Tensor:
         own = leading
         matrices = matrices.expand(*leading, *matrices.shape[-2:])
     return matrices.reshape(torch.Size(own).numel(), *matrices.shape[-2:]).contiguous()
+
+
+def sum_over_repeats(derivatives: Tensor, count: int) -> Tensor:
+    """The derivative of ``count`` matrices that matrix i of a batch met as number i mod count: [k · count, m, n] -> [count, m, n]."""
+    return derivatives if derivatives.shape[0] == count else derivatives.unflatten(0, (-1, count)).sum(0)

@@ -2,9 +2,36 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import triton
 import triton.language as tl
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """How the on-chip kernels divide their work.
+
+    Attributes:
+        tokens, hidden: edges of a block of [L, dh] in tokens and in hidden units.
+        warps: of a program.
+        stages: blocks under way from memory.
+    """
+
+    tokens: int
+    hidden: int
+    warps: int
+    stages: int
+
+    def launch_arguments(self, num_tokens: int, dh: int) -> dict[str, int]:
+        """Compile-time arguments, with no block much larger than what there is."""
+        return {
+            "BLOCK_TOKENS": block_size(num_tokens, self.tokens),
+            "BLOCK_HIDDEN": block_size(dh, self.hidden),
+            "num_warps": self.warps,
+            "num_stages": self.stages,
+        }
 
 
 @triton.jit

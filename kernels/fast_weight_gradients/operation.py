@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lact_asr.kernels.batches import flatten_matrices
-from lact_asr.kernels.fast_weight_gradients import reference, triton_kernels
+from lact_asr.kernels.batches import fits_on_chip, flatten_matrices, sum_over_repeats
+from lact_asr.kernels.fast_weight_gradients import on_chip_backward, reference, triton_kernels
 from lact_asr.kernels.recomputation import gradients_by_recomputation
 
 
@@ -14,7 +14,10 @@ def fast_weight_gradients(
     weights: tuple[Tensor, Tensor, Tensor], keys: Tensor, values: Tensor, learning_rates: Tensor,
     lengths: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """`reference.fast_weight_gradients` by Triton; its backward recomputes by the reference and stores only the inputs.
+    """`reference.fast_weight_gradients` by Triton; stores only its inputs for the backward pass, which recomputes the rest.
+
+    The backward pass is Triton's for heads of up to 192 features in 16 bits. For others, and where it is itself differentiated,
+    it is autograd's through the reference.
 
     Args:
         weights: W0 [..., dh, d], W1 [..., d, dh], W2 [..., dh, d]; batch dimensions may be shorter than the tokens' or 1.
@@ -56,15 +59,57 @@ def _setup_context(ctx, inputs, output) -> None:
     ctx.save_for_backward(*inputs)
 
 
-def _backward(ctx, *output_gradients: Tensor) -> tuple[Tensor | None, ...]:
-    *inputs, _ = ctx.saved_tensors
+@torch.library.custom_op("lact_asr::fast_weight_gradients_of_weights", mutates_args=())
+def _of_weights(
+    w0: Tensor, w1: Tensor, w2: Tensor, keys: Tensor, values: Tensor, learning_rates: Tensor, lengths: Tensor,
+    upstream0: Tensor, upstream1: Tensor, upstream2: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    upstream = (upstream0, upstream1, upstream2)
+    return on_chip_backward.weights_derivatives((w0, w1, w2), keys, values, learning_rates, lengths, upstream)
 
+
+@_of_weights.register_fake
+def _(w0, w1, w2, keys, values, learning_rates, lengths, *upstream):
+    return tuple(gradient.new_empty(gradient.shape) for gradient in upstream)
+
+
+@torch.library.custom_op("lact_asr::fast_weight_gradients_of_tokens", mutates_args=())
+def _of_tokens(
+    w0: Tensor, w1: Tensor, w2: Tensor, keys: Tensor, values: Tensor, learning_rates: Tensor, lengths: Tensor,
+    upstream0: Tensor, upstream1: Tensor, upstream2: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    upstream = (upstream0, upstream1, upstream2)
+    return on_chip_backward.tokens_derivatives((w0, w1, w2), keys, values, learning_rates, lengths, upstream)
+
+
+@_of_tokens.register_fake
+def _(w0, w1, w2, keys, values, learning_rates, lengths, *upstream):
+    return tuple(tokens.new_empty(tokens.shape) for tokens in (keys, values, learning_rates))
+
+
+def _backward(ctx, *output_gradients: Tensor) -> tuple[Tensor | None, ...]:
+    w0, _, _, keys, *_ = inputs = ctx.saved_tensors
+    if torch.is_grad_enabled() or not fits_on_chip(keys):
+        return *_backward_by_reference(inputs[:-1], output_gradients), None
+    upstream = [
+        keys.new_zeros(keys.shape[0], *weight.shape[1:]) if gradient is None else gradient.contiguous()
+        for gradient, weight in zip(output_gradients, inputs[:3], strict=True)
+    ]
+    of_weights = of_tokens = (None, None, None)
+    if any(ctx.needs_input_grad[:3]):
+        of_weights = (sum_over_repeats(found, w0.shape[0]) for found in _of_weights(*inputs, *upstream))
+    if any(ctx.needs_input_grad[3:6]):
+        of_tokens = _of_tokens(*inputs, *upstream)
+    return *of_weights, *of_tokens, None
+
+
+def _backward_by_reference(inputs: tuple[Tensor, ...], output_gradients: tuple[Tensor, ...]) -> list[Tensor | None]:
     def by_reference(w0: Tensor, w1: Tensor, w2: Tensor, keys: Tensor, values: Tensor, rates: Tensor):
         repeats = keys.shape[0] // w0.shape[0]
         weights = tuple(weight.repeat(repeats, 1, 1) for weight in (w0, w1, w2))
         return reference.fast_weight_gradients(weights, keys, values, rates)
 
-    return *gradients_by_recomputation(by_reference, inputs, output_gradients), None
+    return gradients_by_recomputation(by_reference, inputs, output_gradients)
 
 
 _fast_weight_gradients.register_autograd(_backward, setup_context=_setup_context)

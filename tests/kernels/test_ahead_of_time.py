@@ -22,3 +22,5 @@ def test_no_launch_spills_or_asks_for_too_much_shared_memory(capability, tmp_pat
     kernels = {line.split()[2] for line in result.stdout.splitlines() if line.startswith("ok")}
     assert {"gram_kernel", "polynomial_kernel", "product_kernel", "split_kernel", "apply_kernel"} < kernels
     assert {"weight_update_kernel", "hidden_gradients_kernel", "hidden_kernel"} < kernels
+    assert {"gradients_kernel", "backward_weights_kernel", "backward_tokens_kernel"} < kernels
+    assert {"swiglu_kernel", "swiglu_queries_kernel"} < kernels

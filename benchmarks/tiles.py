@@ -1,0 +1,142 @@
+"""Which tile sizes suit a GPU: times every on-chip kernel over a grid, beside the way through hidden arrays.
+
+    python -m benchmarks.tiles --output_dir benchmarks/results/tiles
+
+All configurations are compiled first, on all processors; those that spill registers are timed too. Writes tiles.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import itertools
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from benchmarks.timing import environment, measure
+from lact_asr.json_files import write_json
+
+GRID = {"tokens": (16, 32, 64, 128), "hidden": (32, 64), "warps": (4, 8), "stages": (2, 3)}
+LARGEST_BLOCK = 128 * 64  # tokens × hidden units: more has no chance to fit
+
+
+def kernels(args: argparse.Namespace, device: torch.device) -> Iterator[tuple[str, Callable, object]]:
+    """(name, call of its tile sizes or None where it has none to choose, default tile sizes)."""
+    from lact_asr.kernels.fast_weight_apply import hidden_arrays as apply_by_arrays
+    from lact_asr.kernels.fast_weight_apply import on_chip as apply
+    from lact_asr.kernels.fast_weight_gradients import hidden_arrays as gradients_by_arrays
+    from lact_asr.kernels.fast_weight_gradients import on_chip as gradients
+    from lact_asr.kernels.fast_weight_gradients import on_chip_backward as backward
+
+    torch.manual_seed(0)
+    count, num_tokens, d, dh = args.utterances * args.heads, args.frames, args.head_dim, args.width
+
+    def normal(*shape: int, scale: float = 1.0) -> torch.Tensor:
+        return (scale * torch.randn(count, *shape, device=device)).bfloat16()
+
+    weights = normal(dh, d, scale=d**-0.5), normal(d, dh, scale=dh**-0.5), normal(dh, d, scale=d**-0.5)
+    keys, values, rates = normal(num_tokens, d), normal(num_tokens, d), normal(num_tokens, 3).abs()
+    arguments = (weights, keys, values, rates, torch.tensor([num_tokens], device=device))
+    upstream = tuple(torch.randn_like(weight) for weight in weights)
+    by_arrays = functools.partial(gradients_by_arrays.fast_weight_gradients, *arguments)
+    yield "gradients by hidden arrays", lambda tiles: by_arrays(), None
+    yield "gradients", lambda tiles: gradients.fast_weight_gradients(*arguments, tiles=tiles), gradients.TILES
+    yield "apply by hidden arrays", lambda tiles: apply_by_arrays.fast_weight_apply(weights, keys), None
+    yield "apply", lambda tiles: apply.fast_weight_apply(weights, keys, tiles), apply.TILES
+    yield (
+        "apply, of queries", lambda tiles: apply.queries_derivative(weights, keys, values, tiles), apply.QUERIES_TILES
+    )  # fmt: skip
+    yield (
+        "gradients, of weights", lambda tiles: backward.weights_derivatives(*arguments, upstream, tiles),
+        backward.WEIGHTS_TILES,
+    )  # fmt: skip
+    yield (
+        "gradients, of tokens", lambda tiles: backward.tokens_derivatives(*arguments, upstream, tiles),
+        backward.TOKENS_TILES,
+    )  # fmt: skip
+
+
+def grid() -> list:
+    """All tile sizes that have a chance to fit."""
+    from lact_asr.kernels.triton_tiles import Tiles
+
+    candidates = [Tiles(*values) for values in itertools.product(*GRID.values())]
+    return [tiles for tiles in candidates if tiles.tokens * tiles.hidden <= LARGEST_BLOCK]
+
+
+def compile_only(args: argparse.Namespace, capability: int, tiles) -> None:
+    """Compile every kernel for one configuration into Triton's cache on disk; what does not compile is met again when timed."""
+    from lact_asr.kernels.ahead_of_time import launches_compile_only
+
+    with launches_compile_only(capability):
+        for _, call, default in kernels(args, torch.device("cpu")):
+            if default is not None:
+                with contextlib.suppress(Exception):
+                    call(tiles)
+
+
+def compile_all(args: argparse.Namespace) -> None:
+    """Every configuration, a process for each processor."""
+    major, minor = torch.cuda.get_device_capability()
+    compile_one = functools.partial(compile_only, args, 10 * major + minor)
+    with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
+        list(tqdm(pool.map(compile_one, grid()), "compiling", total=len(grid()), unit="configuration"))
+
+
+def run(args: argparse.Namespace, device: torch.device) -> list[dict]:
+    """Microseconds of every kernel at every configuration that compiles and fits."""
+    results = []
+    for name, call, default in kernels(args, device):
+        choices = [None] if default is None else [default, *(tiles for tiles in grid() if tiles != default)]
+        for tiles in tqdm(choices, name, unit="configuration"):
+            entry = {"kernel": name, "tiles": None if tiles is None else vars(tiles), "default": tiles == default}
+            try:
+                timing = measure(functools.partial(call, tiles), device, args.budget_seconds)
+                entry["microseconds"] = 1e6 * timing.median_seconds
+            except Exception as error:  # too much shared memory: no choice for this GPU
+                entry["failure"] = f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
+            results.append(entry)
+    return results
+
+
+def report(results: list[dict], best: int = 5) -> Iterator[str]:
+    """For each kernel its default and its best configurations."""
+    for name, entries in itertools.groupby(results, key=lambda entry: entry["kernel"]):
+        timed = sorted((entry for entry in entries if "microseconds" in entry), key=lambda entry: entry["microseconds"])
+        yield name
+        for entry in [entry for i, entry in enumerate(timed) if i < best or entry["default"]]:
+            chosen = " ".join(f"{key}={value}" for key, value in (entry["tiles"] or {}).items())
+            yield f"  {entry['microseconds']:10.1f} us  {chosen}{'  (default)' if entry['default'] else ''}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output_dir", type=Path, default=Path("benchmarks/results/tiles"))
+    parser.add_argument("--utterances", type=int, default=16, help="default: %(default)s")
+    parser.add_argument("--frames", type=int, default=800, help="of each utterance (default: %(default)s)")
+    parser.add_argument("--heads", type=int, default=4, help="default: %(default)s")
+    parser.add_argument("--head_dim", type=int, default=192, help="at most 192 (default: %(default)s)")
+    parser.add_argument("--width", type=int, default=1536, help="of the fast network (default: %(default)s)")
+    parser.add_argument("--budget_seconds", type=float, default=0.05, help="a configuration (default: %(default)s)")
+    args = parser.parse_args()
+    if not torch.cuda.is_available():
+        sys.exit("No CUDA device here, and tile sizes can be chosen on one only.")
+    device = torch.device("cuda")
+    compile_all(args)
+    results = run(args, device)
+    facts = {**environment(device), "command": " ".join(["python -m benchmarks.tiles", *sys.argv[1:]])}
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    write_json(args.output_dir / "tiles.json", {**facts, "results": results})
+    print("\n".join(report(results)))
+
+
+if __name__ == "__main__":
+    main()
