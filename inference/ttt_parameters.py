@@ -1,11 +1,9 @@
-"""Which parameters test-time training adapts, and how they are brought back to where they were."""
+"""Which parameters test-time training adapts."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 
-import torch
 from torch import nn
 
 from lact_asr.errors import InputError
@@ -51,33 +49,3 @@ def _group_parameters(model: nn.Module, group: str) -> Iterator[tuple[str, nn.Pa
         }[group]
         if belongs:
             yield from module.named_parameters(prefix=module_name)
-
-
-@contextmanager
-def borrowed(model: nn.Module, parameters: dict[str, nn.Parameter]) -> Iterator[None]:
-    """Inside, only ``parameters`` require gradients and may change; afterwards all is as it was, bit for bit.
-
-    Values, ``requires_grad`` and ``grad`` of every parameter, the modes of all modules and torch's random numbers on
-    the CPU (Transformers' encoders draw some in every pass) are put back, also after an error.
-    """
-    values = {name: parameter.detach().clone() for name, parameter in parameters.items()}
-    flags = {parameter: (parameter.requires_grad, parameter.grad) for parameter in model.parameters()}
-    modes = {module: module.training for module in model.modules()}
-    chosen = {id(parameter) for parameter in parameters.values()}
-    random_state = torch.get_rng_state()
-    try:
-        for parameter in model.parameters():
-            parameter.requires_grad_(id(parameter) in chosen)
-            parameter.grad = None
-        model.eval()
-        yield
-    finally:
-        with torch.no_grad():
-            for name, parameter in parameters.items():
-                parameter.copy_(values[name])
-        for parameter, (requires_grad, gradient) in flags.items():
-            parameter.requires_grad_(requires_grad)
-            parameter.grad = gradient
-        for module, training in modes.items():
-            module.training = training
-        torch.set_rng_state(random_state)

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from lact_asr.errors import InputError
+from lact_asr.inference.ttt_copies import parameter_copies, takes_copies_of_rows
 from lact_asr.inference.ttt_objectives import all_finite, is_silent, suta_objective
-from lact_asr.inference.ttt_parameters import borrowed, select_parameters
+from lact_asr.inference.ttt_parameters import select_parameters
 from lact_asr.masking import span_mask
+from lact_asr.modeling_hybrid_asr import HybridASRForCTC
 
 LOSS_TYPES = ("masked_prediction", "entropy")
 
@@ -96,6 +98,23 @@ class TTTOutcome:
     adapted: bool = True
     reason: str = ""
 
+    def refuse(self, reason: str) -> None:
+        """Stay with the unadapted output, unless ``reason`` is empty; the first reason counts."""
+        if reason and self.adapted:
+            self.adapted, self.reason = False, reason
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Utterances that are adapted at once: samples [B, samples], and the mask of real ones where some are padding."""
+
+    input_values: Tensor
+    attention_mask: Tensor | None
+
+    def cut(self, samples: slice) -> _Rows:
+        mask = self.attention_mask
+        return _Rows(self.input_values[:, samples], None if mask is None else mask[:, samples])
+
 
 class TestTimeTrainer:
     """Per-utterance test-time training around `HybridASRForCTC` or any Transformers CTC model.
@@ -125,69 +144,112 @@ class TestTimeTrainer:
         rate = self.settings.learning_rate
         self.learning_rate = DEFAULT_LEARNING_RATES[loss_type] if rate is None else rate
 
-    def adapt_batch(self, input_values: Tensor, attention_mask: Tensor | None = None) -> list[TTTOutcome]:
-        """Adapt to each row by itself: [B, samples] -> B outcomes. Padding is cut off first, so it changes nothing."""
-        lengths = [input_values.shape[1]] * len(input_values)
-        if attention_mask is not None:
-            lengths = attention_mask.sum(-1).tolist()
-        return [self.adapt(row[: int(length)]) for row, length in zip(input_values, lengths, strict=True)]
-
     def adapt(self, input_values: Tensor) -> TTTOutcome:
         """Adapt to one utterance and transcribe it; the model is afterwards as it was.
 
         Args:
             input_values: [samples] float, normalised by the processor, on the model's device.
         """
-        # A caller's inference mode would leave nothing to differentiate.
-        with torch.inference_mode(False), borrowed(self.model, self.parameters):
-            row = input_values[None].clone()
-            with torch.no_grad():
-                before = self._forward(row)
-            logits = before.logits[0]
-            outcome = TTTOutcome(logits, logits)
-            refusal = self._refusal_before(logits)
-            if not refusal:
-                refusal = self._run_steps(row, before, outcome)
-            if not refusal:
-                with torch.no_grad():
-                    adapted = self._forward(row).logits[0]
-                refusal = self._refusal_after(adapted)
-        if refusal:
-            outcome.adapted, outcome.reason = False, refusal
-        else:
-            outcome.logits = adapted
-        return outcome
+        return self._adapt_rows(input_values[None], None)[0]
 
-    def _forward(self, row: Tensor):
+    def adapt_batch(self, input_values: Tensor, attention_mask: Tensor | None = None) -> list[TTTOutcome]:
+        """Adapt to each row by itself: [B, samples] -> B outcomes. Padding, and who else is in the batch, changes nothing.
+
+        All rows take their steps at once, each on copies of its own. Where that cannot be (a loss in chunks, or a
+        Transformers model whose group norm would see the padding), one after the other.
+
+        Args:
+            input_values: [B, samples] float, normalised by the processor.
+            attention_mask: [B, samples], 1 for real samples; None: all are.
+        """
+        lengths = [input_values.shape[1]] * len(input_values)
+        if attention_mask is not None:
+            lengths = [int(length) for length in attention_mask.sum(-1)]
+        ragged = len(set(lengths)) > 1
+        input_values = input_values[:, : max(lengths)]
+        if self._takes_batches(ragged):
+            real = (
+                torch.arange(max(lengths), device=input_values.device)
+                < torch.tensor(lengths, device=input_values.device)[:, None]
+            )
+            return self._adapt_rows(input_values.masked_fill(~real, 0.0), real.long() if ragged else None)
+        return [self.adapt(row[:length]) for row, length in zip(input_values, lengths, strict=True)]
+
+    def _takes_batches(self, ragged: bool) -> bool:
+        if self.settings.chunk_size != -1 or not takes_copies_of_rows(self.model, self.parameters):
+            return False
+        sees_padding = getattr(self.model.config, "feat_extract_norm", "layer") == "group"
+        return not ragged or isinstance(self.model, HybridASRForCTC) or not sees_padding
+
+    def _adapt_rows(self, input_values: Tensor, attention_mask: Tensor | None) -> list[TTTOutcome]:
+        """Steps and final pass of rows that are adapted at once."""
+        # A caller's inference mode would leave nothing to differentiate.
+        with torch.inference_mode(False), parameter_copies(self.model, self.parameters, len(input_values)) as copies:
+            rows = _Rows(input_values.clone(), None if attention_mask is None else attention_mask.clone())
+            with torch.no_grad():
+                before = self._forward(rows)
+            lengths = self._frame_lengths(rows, before.logits.shape[1])
+            unadapted = [logits[:length] for logits, length in zip(before.logits, lengths, strict=True)]
+            outcomes = [TTTOutcome(logits, logits) for logits in unadapted]
+            for outcome in outcomes:
+                outcome.refuse(self._refusal_before(outcome.logits))
+            self._run_steps(rows, before, lengths, copies, outcomes)
+            if any(outcome.adapted for outcome in outcomes):
+                with torch.no_grad():
+                    adapted = self._forward(rows).logits
+                for outcome, logits, length in zip(outcomes, adapted, lengths, strict=True):
+                    outcome.refuse(self._refusal_after(logits[:length]))
+                    if outcome.adapted:
+                        outcome.logits = logits[:length]
+        return outcomes
+
+    def _forward(self, rows: _Rows):
         """One pass; the hidden states are the teacher of masked prediction."""
         wants_hidden = self.settings.loss_type == "masked_prediction"
-        return self.model(row, output_hidden_states=wants_hidden)
+        return self.model(rows.input_values, attention_mask=rows.attention_mask, output_hidden_states=wants_hidden)
 
-    def _run_steps(self, row: Tensor, before, outcome: TTTOutcome) -> str:
-        """The optimiser steps; returns why they were given up, or nothing."""
-        optimizer = torch.optim.AdamW(self.parameters.values(), lr=self.learning_rate, weight_decay=0.0)
-        generator = torch.Generator().manual_seed(self.settings.seed)
+    def _frame_lengths(self, rows: _Rows, frames: int) -> list[int]:
+        if rows.attention_mask is None:
+            return [frames] * len(rows.input_values)
+        count = getattr(self.model, "frame_lengths", None) or self.model._get_feat_extract_output_lengths
+        return count(rows.attention_mask.sum(-1)).tolist()
+
+    def _run_steps(
+        self, rows: _Rows, before, lengths: list[int], copies: dict[str, Tensor], outcomes: list[TTTOutcome]
+    ) -> None:
+        """The optimiser steps of the rows that were not refused; refuses those that fail."""
+        # AdamW is element-wise: one optimiser for all copies does to each what its own would.
+        optimizer = torch.optim.AdamW(copies.values(), lr=self.learning_rate, weight_decay=0.0)
+        generators = [torch.Generator().manual_seed(self.settings.seed) for _ in outcomes]
         for _ in range(self.settings.steps):
+            adapting = [index for index, outcome in enumerate(outcomes) if outcome.adapted]
+            if not adapting:
+                return
             optimizer.zero_grad()
-            loss = self._backward(row, before, generator)
-            outcome.losses.append(loss)
-            gradients = [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
-            if not math.isfinite(loss) or not all_finite(*gradients):
-                return "the self-supervised loss or its gradient is not finite"
+            losses = self._backward(rows, before, lengths, generators, adapting)
+            for index, loss in zip(adapting, losses, strict=True):
+                outcomes[index].losses.append(loss)
+                gradients = (
+                    copy.grad if len(outcomes) == 1 else copy.grad[index]
+                    for copy in copies.values()
+                    if copy.grad is not None
+                )
+                if not math.isfinite(loss) or not all_finite(*gradients):
+                    outcomes[index].refuse("the self-supervised loss or its gradient is not finite")
             optimizer.step()
-        return ""
 
-    def _backward(self, row: Tensor, before, generator: torch.Generator) -> float:
-        """Gradients of the loss, piece by piece; the loss is the mean over pieces, weighted by their frames."""
-        total_frames = before.logits.shape[1]
-        total = 0.0
+    def _backward(
+        self, rows: _Rows, before, lengths: list[int], generators: list[torch.Generator], adapting: list[int]
+    ) -> list[float]:
+        """Gradients of the losses of some rows, piece by piece; a loss is the mean over pieces, weighted by their frames."""
+        totals = [0.0] * len(adapting)
         with torch.enable_grad():
-            for frames, samples in self._pieces(row, total_frames):
-                loss = self._loss(row[:, samples], before, frames, generator)
-                loss = loss * ((frames.stop - frames.start) / total_frames)
-                loss.backward()
-                total += loss.item()
-        return total
+            for frames, samples in self._pieces(rows.input_values, before.logits.shape[1]):
+                share = (frames.stop - frames.start) / before.logits.shape[1]
+                losses = share * self._losses(rows.cut(samples), before, frames, lengths, generators, adapting)
+                losses.sum().backward()  # each row's loss depends on its own copies only
+                totals = [total + loss for total, loss in zip(totals, losses.tolist(), strict=True)]
+        return totals
 
     def _pieces(self, row: Tensor, total_frames: int) -> list[tuple[slice, slice]]:
         """(frames, samples) of each piece: one for the whole utterance, or ``chunk_size`` frames each."""
@@ -203,13 +265,26 @@ class TestTimeTrainer:
             for start, end in zip(starts, ends, strict=True)
         ]
 
-    def _loss(self, row: Tensor, before, frames: slice, generator: torch.Generator) -> Tensor:
-        if self.settings.loss_type == "entropy":
-            return suta_objective(self._forward(row).logits[0], self.blank_id)
+    def _losses(
+        self, rows: _Rows, before, frames: slice, lengths: list[int], generators: list[torch.Generator],
+        adapting: list[int],
+    ) -> Tensor:  # fmt: skip
+        """The self-supervised loss of some rows, [len(adapting)], on the frames of one piece."""
         count = frames.stop - frames.start
-        lengths = torch.tensor([count], device=row.device)
-        mask = span_mask(lengths, count, self.settings.mask_prob, self.settings.mask_length, generator)
-        return self.model.masked_prediction_loss(row, None, mask, teacher=before.hidden_states[-1][:, frames])
+        lengths = [min(length, count) for length in lengths]
+        if self.settings.loss_type == "entropy":
+            logits = self._forward(rows).logits
+            return torch.stack([suta_objective(logits[index, : lengths[index]], self.blank_id) for index in adapting])
+        # Each row draws from its own generator, as it would alone.
+        masks = [
+            span_mask(torch.tensor([length]), count, self.settings.mask_prob, self.settings.mask_length, generator)
+            for length, generator in zip(lengths, generators, strict=True)
+        ]
+        losses = self.model.masked_prediction_losses(
+            rows.input_values, rows.attention_mask, torch.cat(masks).to(rows.input_values.device),
+            teacher=before.hidden_states[-1][:, frames],
+        )  # fmt: skip
+        return losses[adapting]
 
     def _refusal_before(self, logits: Tensor) -> str:
         """Why there is nothing to learn from this utterance, or nothing."""

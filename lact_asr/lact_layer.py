@@ -96,8 +96,8 @@ class LaCTLayer(nn.Module):
             queries, keys, values, learning_rates, hidden_states, frame_mask, initial, state or self._start(initial)
         )
         gate = functional.silu(project(self.fast_gate, hidden_states))
-        fast = functional.rms_norm(fast, fast.shape[-1:], self.fast_norm.weight.to(dtype), self.fast_norm.eps)
-        fast = fast * gate.mT[..., None].to(dtype)
+        scale = per_row(self.fast_norm.weight, ndim=1)[:, None, None].to(dtype)
+        fast = functional.rms_norm(fast, fast.shape[-1:], eps=self.fast_norm.eps) * scale * gate.mT[..., None].to(dtype)
         return rearrange(fast, "b h t d -> b t (h d)"), state
 
     def _over_chunks(
@@ -178,6 +178,11 @@ def project(linear: nn.Linear, inputs: Tensor) -> Tensor:
     return functional.linear(inputs, linear.weight.to(inputs.dtype), bias)
 
 
+def per_row(parameter: Tensor, ndim: int) -> Tensor:
+    """A parameter of ``ndim`` dimensions as [1, ...]; a copy of it for each of B rows stays [B, ...]."""
+    return parameter if parameter.ndim > ndim else parameter[None]
+
+
 class FastWeightGate(nn.Linear):
     """The projection before the gate's SiLU; its bias starts at 1: SiLU(0) = 0 would shut the fast weights out at first."""
 
@@ -201,9 +206,9 @@ class InitialFastWeights(nn.Module):
             self.w0, self.w2 = (nn.Parameter(torch.empty(heads, width, head_dim)) for _ in range(2))
 
     def forward(self) -> Weights:
-        """W0 [1, h, dh, d], W1 [1, h, d, dh], W2 [1, h, dh, d]."""
+        """W0 [1, h, dh, d], W1 [1, h, d, dh], W2 [1, h, dh, d]; with copies for B rows (test-time training) B instead of 1."""
         if self.low_rank:
             w0, w2 = self.w0_left @ self.w0_right, self.w2_left @ self.w2_right
         else:
             w0, w2 = self.w0, self.w2
-        return w0[None], self.w1[None], w2[None]
+        return per_row(w0, 3), per_row(self.w1, 3), per_row(w2, 3)

@@ -21,8 +21,8 @@ class MaskedPredictionHead(nn.Module):
         self.mask_embedding = nn.Parameter(torch.empty(hidden))
         self.predictor = nn.Sequential(nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, hidden))
 
-    def loss(self, student: Tensor, teacher: Tensor, masked_frames: Tensor) -> Tensor:
-        """Mean over masked frames of |predictor(h') − LN(h)|² / D, with no gradient through the teacher's h.
+    def losses(self, student: Tensor, teacher: Tensor, masked_frames: Tensor) -> tuple[Tensor, Tensor]:
+        """|predictor(h') − LN(h)|² / D summed over each row's masked frames, with no gradient through the teacher's h.
 
         The target is layer-normalised without scale: hidden states that may move would otherwise shrink together with
         their prediction (data2vec, arXiv 2202.03555, does the same).
@@ -33,8 +33,15 @@ class MaskedPredictionHead(nn.Module):
             masked_frames: [B, T] bool.
 
         Returns:
-            A float32 scalar; 0 with a gradient where no frame is masked.
+            (sums [B] float32, 0 with a gradient where no frame is masked; masked frames of each row [B]).
         """
         predicted = self.predictor(student[masked_frames]).float()
         target = functional.layer_norm(teacher.detach()[masked_frames].float(), teacher.shape[-1:])
-        return functional.mse_loss(predicted, target, reduction="sum") / max(1, target.numel())
+        of_frames = functional.mse_loss(predicted, target, reduction="none").mean(-1)
+        row_of_frame = masked_frames.nonzero()[:, 0]
+        return of_frames.new_zeros(len(student)).index_add(0, row_of_frame, of_frames), masked_frames.sum(-1)
+
+    def loss(self, student: Tensor, teacher: Tensor, masked_frames: Tensor) -> Tensor:
+        """The mean of `losses` over all masked frames of a batch, a scalar."""
+        sums, counts = self.losses(student, teacher, masked_frames)
+        return sums.sum() / counts.sum().clamp(min=1)

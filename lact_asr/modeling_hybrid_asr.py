@@ -181,10 +181,10 @@ class HybridASRForCTC(HybridASRPreTrainedModel):
         """The valid length of each row of logits: [B] int64 samples -> [B] int64 frames."""
         return self.front_end.frame_lengths(sample_lengths)
 
-    def masked_prediction_loss(
+    def masked_prediction_losses(
         self, input_values: Tensor, attention_mask: Tensor | None, masked_frames: Tensor, teacher: Tensor | None = None
     ) -> Tensor:
-        """The self-supervised loss of test-time training, without labels.
+        """The self-supervised loss of test-time training for each row, without labels: [B], means over masked frames.
 
         Args:
             input_values, attention_mask: as in `forward`.
@@ -200,7 +200,8 @@ class HybridASRForCTC(HybridASRPreTrainedModel):
         if teacher is None:
             teacher = self._teach(features, frame_mask)
         student, _, _ = self._run_blocks(self._hide(features, masked_frames), frame_mask)
-        return self.masked_prediction.loss(student, teacher, masked_frames & frame_mask)
+        sums, counts = self.masked_prediction.losses(student, teacher, masked_frames & frame_mask)
+        return sums / counts.clamp(min=1)
 
     @torch.no_grad()
     def _teach(self, features: Tensor, frame_mask: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ def channel_norm_over_time(hidden: torch.Tensor, norm: nn.GroupNorm, lengths: to
 
     Args:
         hidden: [B, T, C], finite.
-        norm: gives weight [C], bias [C] and eps.
+        norm: gives weight and bias, [C] or [B, C], and eps.
         lengths: [B] int64 valid frames of each row; None for all.
 
     Returns:
@@ -50,8 +50,11 @@ def channel_norm_over_time(hidden: torch.Tensor, norm: nn.GroupNorm, lengths: to
         mean = (values * mask).sum(dim=1, keepdim=True) / num_frames
         centred = (values - mean) * mask
         variance = centred.square().sum(dim=1, keepdim=True) / num_frames
-    scale = (variance + norm.eps).rsqrt() * norm.weight.float()
-    return torch.addcmul(norm.bias.float(), centred, scale).to(hidden.dtype)
+    weight, bias = (
+        values.float() if values.ndim == 1 else values.float()[:, None] for values in (norm.weight, norm.bias)
+    )
+    scale = (variance + norm.eps).rsqrt() * weight
+    return torch.addcmul(bias, centred, scale).to(hidden.dtype)
 
 
 class FrontEndLayer(nn.Module):
@@ -119,7 +122,10 @@ class FrontEndLayer(nn.Module):
             starts = range(0, self.span, self.dilation)
             taps = torch.cat([hidden[:, start : start + reach : self.stride] for start in starts], dim=-1)
         # [out, in, tap] -> [out, tap * in], the order in which the taps lie
-        return F.linear(taps, self.conv.weight.permute(0, 2, 1).flatten(1), self.conv.bias)
+        weight, bias = self.conv.weight.mT.flatten(-2), self.conv.bias
+        if weight.ndim == 2:
+            return F.linear(taps, weight, bias)
+        return taps @ weight.mT + (0.0 if bias is None else bias[:, None])  # a copy for each row: test-time training
 
 
 class Wav2Vec2FrontEnd(nn.Module):

@@ -248,17 +248,21 @@ def test_labels_outside_the_vocabulary_are_refused(tiny_model):
         tiny_model()(torch.randn(1, 2_000), labels=torch.tensor([[1, 9]]))
 
 
-def test_masked_prediction_loss_is_that_of_two_passes(tiny_model):
+def test_masked_prediction_losses_are_those_of_two_passes(tiny_model):
     model = tiny_model(enable_ttt=True)
     audio, mask = padded(random_audio(4_000, 2_000), fill=50.0)
     masked_frames = torch.rand(2, 19) < 0.4  # the second row has 9 frames: some of these lie in its padding
-    loss = model.masked_prediction_loss(audio, mask, masked_frames)
+    losses = model.masked_prediction_losses(audio, mask, masked_frames)
     with torch.no_grad():
         teacher = model(audio, attention_mask=mask, output_hidden_states=True).hidden_states[-1]
     output = model(audio, attention_mask=mask, masked_frames=masked_frames, output_hidden_states=True)
     real_and_masked = masked_frames & (torch.arange(19) < torch.tensor([[19], [9]]))
-    expected = model.masked_prediction.loss(output.hidden_states[-1], teacher, real_and_masked)
-    torch.testing.assert_close(loss, expected, atol=1e-6, rtol=1e-5)
+    student = output.hidden_states[-1]
+    expected = [
+        model.masked_prediction.loss(*(t[i : i + 1] for t in (student, teacher, real_and_masked))) for i in (0, 1)
+    ]
+    torch.testing.assert_close(losses, torch.stack(expected), atol=1e-6, rtol=1e-5)
+    loss, expected = losses.sum(), sum(expected)
     # The teacher is cut off: gradients are those of the student's pass alone.
     parameters = [parameter for name, parameter in model.named_parameters() if not name.startswith("ctc_head")]
     for mine, other in zip(
@@ -272,15 +276,15 @@ def test_masked_prediction_with_a_given_teacher(tiny_model):
     model, audio = tiny_model(enable_ttt=True), torch.randn(1, 3_000)
     masked_frames = torch.rand(1, 14) < 0.4
     teacher = model(audio, output_hidden_states=True).hidden_states[-1]
-    loss = model.masked_prediction_loss(audio, None, masked_frames, teacher=teacher)
-    torch.testing.assert_close(loss, model.masked_prediction_loss(audio, None, masked_frames))
-    other = model.masked_prediction_loss(audio, None, masked_frames, teacher=teacher.flip(-1))
+    loss = model.masked_prediction_losses(audio, None, masked_frames, teacher=teacher)
+    torch.testing.assert_close(loss, model.masked_prediction_losses(audio, None, masked_frames))
+    other = model.masked_prediction_losses(audio, None, masked_frames, teacher=teacher.flip(-1))
     assert (loss - other).abs() > 1e-3
 
 
 def test_masked_prediction_without_a_masked_frame_is_zero(tiny_model):
     model = tiny_model(enable_ttt=True)
-    loss = model.masked_prediction_loss(torch.randn(1, 2_000), None, torch.zeros(1, 9, dtype=torch.bool))
+    loss = model.masked_prediction_losses(torch.randn(1, 2_000), None, torch.zeros(1, 9, dtype=torch.bool))
     assert loss.item() == 0
     loss.backward()
 
@@ -289,13 +293,13 @@ def test_masked_prediction_leaves_the_mode_as_it_was(tiny_model):
     model = tiny_model(enable_ttt=True)
     for training in (True, False):
         model.train(training)
-        model.masked_prediction_loss(torch.randn(1, 2_000), None, torch.ones(1, 9, dtype=torch.bool))
+        model.masked_prediction_losses(torch.randn(1, 2_000), None, torch.ones(1, 9, dtype=torch.bool))
         assert all(module.training == training for module in model.modules())
 
 
 def test_a_model_without_predictor_says_so(tiny_model):
     with pytest.raises(ValueError, match="no masked-prediction head"):
-        tiny_model().masked_prediction_loss(torch.randn(1, 2_000), None, torch.ones(1, 9, dtype=torch.bool))
+        tiny_model().masked_prediction_losses(torch.randn(1, 2_000), None, torch.ones(1, 9, dtype=torch.bool))
 
 
 # Gradients
