@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from lact_asr.errors import InputError
+from lact_asr.inference.ttt_step import OBJECTIVES
 
 DESCRIPTION = """Transcribe recordings or score a corpus subset, greedily or by KenLM beam search, with or without
 test-time training (TTT).
@@ -98,9 +99,10 @@ def _add_ttt(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--use_ttt", action="store_true", help="adapt to each utterance before it is decoded")
     group.add_argument(
         "--ttt_loss_type",
-        choices=("masked_prediction", "entropy"),
         default=None,
-        help="masked prediction needs a model trained with --enable_ttt; entropy is SUTA's objective (default: the model's)",
+        metavar="[WEIGHT*]LOSS[+…]",
+        help="a loss or a weighted sum, as masked_prediction+0.3*entropy (default: the model's). "
+        + "; ".join(f"{name}: {objective.help}" for name, objective in OBJECTIVES.items()),
     )
     group.add_argument("--ttt_steps", type=int, default=None, help="optimiser steps (default: the model's)")
     group.add_argument(

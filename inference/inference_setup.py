@@ -19,7 +19,8 @@ from lact_asr.inference.evaluation import Utterance
 from lact_asr.inference.language_model import LanguageModel, load_language_model
 from lact_asr.inference.recogniser import Recogniser
 from lact_asr.inference.ttt_objectives import all_finite
-from lact_asr.inference.ttt_procedure import DEFAULT_LEARNING_RATES, DEFAULT_PARAMETERS, TTTSettings
+from lact_asr.inference.ttt_procedure import TTTSettings
+from lact_asr.inference.ttt_step import WeightedSum
 
 LANGUAGE_MODEL_NAME = "lm.arpa"
 TUNED_WEIGHTS_NAME = "lm_weights.json"
@@ -48,12 +49,13 @@ def fill_in_defaults(arguments: argparse.Namespace, config: HybridASRConfig) -> 
     if arguments.use_ttt:
         loss_type = arguments.ttt_loss_type or config.ttt_loss_type
         filled["ttt_loss_type"] = loss_type
+        _, first_loss = WeightedSum.parse(loss_type).terms[0]
         for name, default in (
             ("ttt_steps", config.ttt_steps),
             ("ttt_mask_prob", config.ttt_mask_prob),
             ("ttt_chunk_size", config.ttt_chunk_size),
-            ("ttt_parameters", ",".join(DEFAULT_PARAMETERS[loss_type])),
-            ("ttt_learning_rate", DEFAULT_LEARNING_RATES[loss_type]),
+            ("ttt_parameters", ",".join(first_loss.parameters)),
+            ("ttt_learning_rate", first_loss.learning_rate),
         ):
             filled[name] = default if filled[name] is None else filled[name]
     return argparse.Namespace(**filled)

@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-ENTROPY_TEMPERATURE = 2.5
+TEMPERATURE = 2.5  # SUTA's and SGEM's
 ENTROPY_WEIGHT, CONFUSION_WEIGHT = 0.3, 0.7
+RENYI_ORDER = 1.5
+UNLIKELY = 0.4  # times the probability of a uniform distribution
 
 
 def frame_entropy(logits: Tensor) -> Tensor:
@@ -19,7 +21,8 @@ def frame_entropy(logits: Tensor) -> Tensor:
 def class_confusion(logits: Tensor) -> Tensor:
     """Minimum class confusion (Jin et al., arXiv 1912.03699): the share of class correlation off the diagonal.
 
-    C = PᵀP over frames, each row normalised to 1; the loss is (Σ C − tr C) / V. It is low where frames that lean
+    C = Pᵀ diag(w) P over frames, each row normalised to 1; the loss is (Σ C − tr C) / V. Certain frames weigh up to twice as
+    much: w_t ∝ 1 + exp(−H_t) with mean 1, through which no gradient flows. It is low where frames that lean
     towards one class do not lean towards another, and, unlike entropy, high where every frame says the same.
 
     Args:
@@ -29,7 +32,8 @@ def class_confusion(logits: Tensor) -> Tensor:
         A scalar in [0, 1).
     """
     probabilities = functional.softmax(logits, dim=-1)
-    correlation = probabilities.mT @ probabilities
+    weights = 1 + torch.exp(-frame_entropy(logits.detach()))
+    correlation = (weights / weights.mean() * probabilities.mT) @ probabilities
     # A class whose probability underflows in every frame correlates with nothing: 0, not 0 / 0.
     smallest = torch.finfo(correlation.dtype).tiny
     correlation = correlation / correlation.sum(dim=1, keepdim=True).clamp_min(smallest)
@@ -49,12 +53,65 @@ def suta_objective(logits: Tensor, blank_id: int) -> Tensor:
         A float32 scalar. Where every frame is blank only the class confusion is left: an entropy of no frames
         would be NaN, and 0 in its place would reward blanks.
     """
-    spoken = logits.argmax(-1) != blank_id
-    scaled = logits.float() / ENTROPY_TEMPERATURE
+    scaled = logits.float() / TEMPERATURE
     loss = CONFUSION_WEIGHT * class_confusion(scaled)
+    spoken = logits.argmax(-1) != blank_id
     if bool(spoken.any()):
         loss = loss + ENTROPY_WEIGHT * frame_entropy(scaled[spoken]).mean()
     return loss
+
+
+def tent_objective(logits: Tensor) -> Tensor:
+    """The mean entropy of all frames of [T, V] (Tent, Wang et al., arXiv 2006.10726): a float32 scalar."""
+    return frame_entropy(logits.float()).mean()
+
+
+def renyi_entropy(logits: Tensor, alpha: float) -> Tensor:
+    """H_α(p_t) = log Σ_v p_tv^α / (1 − α) in nats, α other than 1: [..., T, V] -> [..., T]."""
+    return torch.logsumexp(alpha * functional.log_softmax(logits, dim=-1), dim=-1) / (1 - alpha)
+
+
+def negative_sampling(logits: Tensor) -> Tensor:
+    """−mean_t log(1 − Σ p_tv over the classes that are unlikely): a float32 scalar of [T, V].
+
+    Unlikely are those whose probability is below 0.4 / V; p is at temperature 2.5 (SGEM, Kim et al., arXiv 2306.01981).
+    """
+    scaled = functional.softmax(logits.float() / TEMPERATURE, dim=-1)
+    unlikely = functional.softmax(logits.float(), dim=-1) < UNLIKELY / logits.shape[-1]
+    return -torch.log1p(-(scaled * unlikely).sum(-1)).mean()
+
+
+def generalised_entropy(logits: Tensor, blank_id: int) -> Tensor:
+    """Mean Rényi entropy (α = 1.5, temperature 2.5) of the non-blank frames, plus `negative_sampling` of all.
+
+    SGEM's objective (arXiv 2306.01981) on the greedy path. The paper takes the path of a beam search with a language model.
+
+    Args:
+        logits: [T, V] of one utterance.
+        blank_id: the CTC blank.
+    """
+    loss = negative_sampling(logits)
+    spoken = logits.argmax(-1) != blank_id
+    if bool(spoken.any()):
+        loss = loss + renyi_entropy(logits[spoken].float() / TEMPERATURE, RENYI_ORDER).mean()
+    return loss
+
+
+def view_consistency(first: Tensor, second: Tensor) -> Tensor:
+    """½ Σ of both Kullback-Leibler divergences between two views' frames, each towards the other's fixed output.
+
+    ½ mean_t [KL(sg(p_t) ‖ q_t) + KL(sg(q_t) ‖ p_t)] (the consistency loss of CR-CTC, Yao et al., arXiv 2410.05101, as a mean over frames).
+
+    Args:
+        first, second: logits [T, V] of one utterance under two masks.
+
+    Returns:
+        A float32 scalar.
+    """
+    p, q = (functional.log_softmax(logits.float(), dim=-1) for logits in (first, second))
+    towards = functional.kl_div(q, p.detach(), reduction="none", log_target=True)
+    back = functional.kl_div(p, q.detach(), reduction="none", log_target=True)
+    return 0.5 * (towards + back).sum(-1).mean()
 
 
 def is_silent(logits: Tensor, blank_id: int) -> bool:

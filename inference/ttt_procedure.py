@@ -14,17 +14,11 @@ from torch import Tensor, nn
 
 from lact_asr.errors import InputError
 from lact_asr.inference.ttt_copies import parameter_copies, takes_copies_of_rows
-from lact_asr.inference.ttt_objectives import all_finite, is_silent, suta_objective
+from lact_asr.inference.ttt_objectives import all_finite, is_silent
 from lact_asr.inference.ttt_parameters import select_parameters
-from lact_asr.masking import span_mask
+from lact_asr.inference.ttt_step import Rows, StepView, WeightedSum, draw_row_masks
 from lact_asr.modeling_hybrid_asr import HybridASRForCTC
 
-LOSS_TYPES = ("masked_prediction", "entropy")
-
-# What adapts, and how fast, unless the user says otherwise. Entropy's were chosen on development data (docs/results.md);
-# masked prediction's have not been measured on a trained model yet.
-DEFAULT_PARAMETERS = {"masked_prediction": ("norms",), "entropy": ("norms", "front_end")}
-DEFAULT_LEARNING_RATES = {"masked_prediction": 1e-3, "entropy": 2e-3}
 HIGHEST_LEARNING_RATE = 1e30  # beyond it AdamW's own arithmetic overflows
 
 
@@ -33,10 +27,10 @@ class TTTSettings:
     """How to adapt.
 
     Attributes:
-        loss_type: "masked_prediction" (the model's own head) or "entropy" (SUTA's objective).
+        loss_type: one of `lact_asr.inference.ttt_step.OBJECTIVES`, or a weighted sum, "masked_prediction+0.3*entropy".
         steps: optimiser steps; 0 changes nothing.
-        parameters: groups of `lact_asr.inference.ttt_parameters`; None takes the loss's default.
-        learning_rate: of AdamW, fresh for each utterance; None takes the loss's default.
+        parameters: groups of `lact_asr.inference.ttt_parameters`; None takes the first loss's default.
+        learning_rate: of AdamW, fresh for each utterance; None takes the first loss's default.
         mask_prob, mask_length: share of frames to mask, and frames in a span.
         chunk_size: frames of audio whose loss is computed at a time, to bound memory; -1 for the whole utterance.
         seed: of the masks; each utterance starts from it, so that its result does not depend on the others.
@@ -55,8 +49,7 @@ class TTTSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.loss_type not in LOSS_TYPES:
-            raise InputError(f"Unknown TTT loss {self.loss_type!r}; choose {' or '.join(LOSS_TYPES)}.")
+        loss = self.loss
         if self.steps < 0:
             raise InputError(f"TTT needs 0 or more steps, not {self.steps}.")
         if self.learning_rate is not None and not 0 < self.learning_rate <= HIGHEST_LEARNING_RATE:
@@ -65,8 +58,13 @@ class TTTSettings:
             )
         if self.chunk_size != -1 and self.chunk_size < 1:
             raise InputError(f"TTT's chunks must have 1 or more frames, or -1 for all, not {self.chunk_size}.")
-        if self.loss_type == "masked_prediction":
+        if loss.masks:
             self._check_masks()
+
+    @property
+    def loss(self) -> WeightedSum:
+        """What ``loss_type`` says."""
+        return WeightedSum.parse(self.loss_type)
 
     def _check_masks(self) -> None:
         if not 0 < self.mask_prob < 1:
@@ -104,18 +102,6 @@ class TTTOutcome:
             self.adapted, self.reason = False, reason
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """Utterances that are adapted at once: samples [B, samples], and the mask of real ones where some are padding."""
-
-    input_values: Tensor
-    attention_mask: Tensor | None
-
-    def cut(self, samples: slice) -> _Rows:
-        mask = self.attention_mask
-        return _Rows(self.input_values[:, samples], None if mask is None else mask[:, samples])
-
-
 class TestTimeTrainer:
     """Per-utterance test-time training around `HybridASRForCTC` or any Transformers CTC model.
 
@@ -134,15 +120,21 @@ class TestTimeTrainer:
     def __init__(self, model: nn.Module, settings: TTTSettings | None = None, blank_id: int | None = None) -> None:
         self.model, self.settings = model, settings or TTTSettings()
         self.blank_id = model.config.pad_token_id if blank_id is None else blank_id
-        loss_type = self.settings.loss_type
-        if loss_type == "masked_prediction" and getattr(model, "masked_prediction", None) is None:
+        self.loss = self.settings.loss
+        if self.loss.head and getattr(model, "masked_prediction", None) is None:
             raise InputError(
                 "This model has no masked-prediction head (it was trained without --enable_ttt); "
                 "use --ttt_loss_type entropy."
             )
-        self.parameters = select_parameters(model, self.settings.parameters or DEFAULT_PARAMETERS[loss_type])
+        if self.loss.masks and not isinstance(model, HybridASRForCTC):
+            raise InputError(
+                f"{type(model).__name__} cannot hide frames, which the TTT loss {self.settings.loss_type} needs; "
+                "use --ttt_loss_type entropy."
+            )
+        _, first = self.loss.terms[0]
+        self.parameters = select_parameters(model, self.settings.parameters or first.parameters)
         rate = self.settings.learning_rate
-        self.learning_rate = DEFAULT_LEARNING_RATES[loss_type] if rate is None else rate
+        self.learning_rate = first.learning_rate if rate is None else rate
 
     def adapt(self, input_values: Tensor) -> TTTOutcome:
         """Adapt to one utterance and transcribe it; the model is afterwards as it was.
@@ -185,38 +177,35 @@ class TestTimeTrainer:
         """Steps and final pass of rows that are adapted at once."""
         # A caller's inference mode would leave nothing to differentiate.
         with torch.inference_mode(False), parameter_copies(self.model, self.parameters, len(input_values)) as copies:
-            rows = _Rows(input_values.clone(), None if attention_mask is None else attention_mask.clone())
+            input_values, attention_mask = (
+                input_values.clone(),
+                None if attention_mask is None else attention_mask.clone(),
+            )
             with torch.no_grad():
-                before = self._forward(rows)
-            lengths = self._frame_lengths(rows, before.logits.shape[1])
+                before = self.model(input_values, attention_mask=attention_mask, output_hidden_states=self.loss.head)
+            lengths = self._frame_lengths(attention_mask, *before.logits.shape[:2])
+            rows = Rows(input_values, attention_mask, lengths)
             unadapted = [logits[:length] for logits, length in zip(before.logits, lengths, strict=True)]
             outcomes = [TTTOutcome(logits, logits) for logits in unadapted]
             for outcome in outcomes:
                 outcome.refuse(self._refusal_before(outcome.logits))
-            self._run_steps(rows, before, lengths, copies, outcomes)
+            self._run_steps(rows, before, copies, outcomes)
             if any(outcome.adapted for outcome in outcomes):
                 with torch.no_grad():
-                    adapted = self._forward(rows).logits
+                    adapted = self.model(input_values, attention_mask=attention_mask).logits
                 for outcome, logits, length in zip(outcomes, adapted, lengths, strict=True):
                     outcome.refuse(self._refusal_after(logits[:length]))
                     if outcome.adapted:
                         outcome.logits = logits[:length]
         return outcomes
 
-    def _forward(self, rows: _Rows):
-        """One pass; the hidden states are the teacher of masked prediction."""
-        wants_hidden = self.settings.loss_type == "masked_prediction"
-        return self.model(rows.input_values, attention_mask=rows.attention_mask, output_hidden_states=wants_hidden)
-
-    def _frame_lengths(self, rows: _Rows, frames: int) -> list[int]:
-        if rows.attention_mask is None:
-            return [frames] * len(rows.input_values)
+    def _frame_lengths(self, attention_mask: Tensor | None, rows: int, frames: int) -> list[int]:
+        if attention_mask is None:
+            return [frames] * rows
         count = getattr(self.model, "frame_lengths", None) or self.model._get_feat_extract_output_lengths
-        return count(rows.attention_mask.sum(-1)).tolist()
+        return count(attention_mask.sum(-1)).tolist()
 
-    def _run_steps(
-        self, rows: _Rows, before, lengths: list[int], copies: dict[str, Tensor], outcomes: list[TTTOutcome]
-    ) -> None:
+    def _run_steps(self, rows: Rows, before, copies: dict[str, Tensor], outcomes: list[TTTOutcome]) -> None:
         """The optimiser steps of the rows that were not refused; refuses those that fail."""
         # AdamW is element-wise: one optimiser for all copies does to each what its own would.
         optimizer = torch.optim.AdamW(copies.values(), lr=self.learning_rate, weight_decay=0.0)
@@ -226,7 +215,7 @@ class TestTimeTrainer:
             if not adapting:
                 return
             optimizer.zero_grad()
-            losses = self._backward(rows, before, lengths, generators, adapting)
+            losses = self._backward(rows, before, generators, adapting)
             for index, loss in zip(adapting, losses, strict=True):
                 outcomes[index].losses.append(loss)
                 gradients = (
@@ -238,18 +227,31 @@ class TestTimeTrainer:
                     outcomes[index].refuse("the self-supervised loss or its gradient is not finite")
             optimizer.step()
 
-    def _backward(
-        self, rows: _Rows, before, lengths: list[int], generators: list[torch.Generator], adapting: list[int]
-    ) -> list[float]:
+    def _backward(self, rows: Rows, before, generators: list[torch.Generator], adapting: list[int]) -> list[float]:
         """Gradients of the losses of some rows, piece by piece; a loss is the mean over pieces, weighted by their frames."""
-        totals = [0.0] * len(adapting)
+        totals = torch.zeros(len(adapting))
         with torch.enable_grad():
             for frames, samples in self._pieces(rows.input_values, before.logits.shape[1]):
+                view = self._view(rows, before, frames, samples, generators)
                 share = (frames.stop - frames.start) / before.logits.shape[1]
-                losses = share * self._losses(rows.cut(samples), before, frames, lengths, generators, adapting)
+                losses = share * self.loss.losses(view)[adapting]
                 losses.sum().backward()  # each row's loss depends on its own copies only
-                totals = [total + loss for total, loss in zip(totals, losses.tolist(), strict=True)]
-        return totals
+                totals += losses.detach().cpu()
+        return totals.tolist()
+
+    def _view(self, rows: Rows, before, frames: slice, samples: slice, generators: list[torch.Generator]) -> StepView:
+        """What the objectives see of one piece."""
+        settings, count = self.settings, frames.stop - frames.start
+        lengths = [min(length, count) for length in rows.lengths]
+        mask = None if rows.attention_mask is None else rows.attention_mask[:, samples]
+        piece = Rows(rows.input_values[:, samples], mask, lengths)
+        teacher = before.hidden_states[-1][:, frames] if self.loss.head else None
+
+        def draw() -> Tensor:
+            device = rows.input_values.device
+            return draw_row_masks(lengths, count, settings.mask_prob, settings.mask_length, generators, device)
+
+        return StepView(self.model, piece, teacher, draw, self.blank_id)
 
     def _pieces(self, row: Tensor, total_frames: int) -> list[tuple[slice, slice]]:
         """(frames, samples) of each piece: one for the whole utterance, or ``chunk_size`` frames each."""
@@ -265,34 +267,13 @@ class TestTimeTrainer:
             for start, end in zip(starts, ends, strict=True)
         ]
 
-    def _losses(
-        self, rows: _Rows, before, frames: slice, lengths: list[int], generators: list[torch.Generator],
-        adapting: list[int],
-    ) -> Tensor:  # fmt: skip
-        """The self-supervised loss of some rows, [len(adapting)], on the frames of one piece."""
-        count = frames.stop - frames.start
-        lengths = [min(length, count) for length in lengths]
-        if self.settings.loss_type == "entropy":
-            logits = self._forward(rows).logits
-            return torch.stack([suta_objective(logits[index, : lengths[index]], self.blank_id) for index in adapting])
-        # Each row draws from its own generator, as it would alone.
-        masks = [
-            span_mask(torch.tensor([length]), count, self.settings.mask_prob, self.settings.mask_length, generator)
-            for length, generator in zip(lengths, generators, strict=True)
-        ]
-        losses = self.model.masked_prediction_losses(
-            rows.input_values, rows.attention_mask, torch.cat(masks).to(rows.input_values.device),
-            teacher=before.hidden_states[-1][:, frames],
-        )  # fmt: skip
-        return losses[adapting]
-
     def _refusal_before(self, logits: Tensor) -> str:
         """Why there is nothing to learn from this utterance, or nothing."""
         if self.settings.steps == 0:
             return "no steps were asked for"
         if not all_finite(logits):
             return "the model's output is not finite"
-        if self.settings.loss_type == "masked_prediction" and len(logits) <= 2 * self.settings.mask_length:
+        if self.loss.masks and len(logits) <= 2 * self.settings.mask_length:
             return "the utterance is too short to mask"
         if is_silent(logits, self.blank_id):
             return "no frame is anything but blank"

@@ -6,7 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from lact_asr.inference.ttt_objectives import all_finite, class_confusion, frame_entropy, is_silent, suta_objective
+from lact_asr.inference.ttt_objectives import (
+    all_finite,
+    class_confusion,
+    frame_entropy,
+    generalised_entropy,
+    is_silent,
+    negative_sampling,
+    renyi_entropy,
+    suta_objective,
+    tent_objective,
+    view_consistency,
+)
 
 BLANK = 0
 
@@ -22,11 +33,15 @@ def entropies(probabilities: np.ndarray) -> list[float]:
 
 
 def confusion(probabilities: np.ndarray) -> float:
-    """Minimum class confusion by explicit loops over pairs of classes and frames."""
+    """Minimum class confusion by explicit loops over pairs of classes and frames; certain frames weigh more."""
     frames, classes = probabilities.shape
+    certainty = [1 + math.exp(-entropy) for entropy in entropies(probabilities)]
+    weights = [frames * value / sum(certainty) for value in certainty]
     total = 0.0
     for i in range(classes):
-        row = [sum(probabilities[t, i] * probabilities[t, j] for t in range(frames)) for j in range(classes)]
+        row = [
+            sum(weights[t] * probabilities[t, i] * probabilities[t, j] for t in range(frames)) for j in range(classes)
+        ]
         total += sum(entry for j, entry in enumerate(row) if j != i) / sum(row)
     return total / classes
 
@@ -101,13 +116,72 @@ def test_confusion_tells_equal_frames_from_frames_that_differ():
 def test_gradients_are_the_derivatives():
     logits = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(frame_entropy, logits)
-    assert torch.autograd.gradcheck(class_confusion, logits)
+    assert torch.autograd.gradcheck(lambda logits: renyi_entropy(logits, 1.5), logits)
+
+
+def test_no_gradient_flows_through_the_weights_of_class_confusion():
+    """As if they were constants: the derivative of the formula with the weights held."""
+    logits = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
+    weights = 1 + torch.exp(-frame_entropy(logits.detach()))
+
+    def held(logits: torch.Tensor) -> torch.Tensor:
+        p = logits.softmax(-1)
+        correlation = torch.einsum("t,ti,tj->ij", weights / weights.mean(), p, p)
+        return 1 - (correlation.diagonal() / correlation.sum(1)).mean()
+
+    assert torch.autograd.gradcheck(held, logits)
+    torch.testing.assert_close(class_confusion(logits), held(logits))
+    torch.testing.assert_close(
+        *(torch.autograd.grad(function(logits), logits)[0] for function in (class_confusion, held))
+    )
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.5, 2.0])
+def test_renyi_entropy_follows_its_formula(alpha):
+    logits = 3 * torch.randn(6, 5, dtype=torch.float64)
+    expected = [math.log(sum(p**alpha for p in frame)) / (1 - alpha) for frame in probabilities_of(logits)]
+    np.testing.assert_allclose(renyi_entropy(logits, alpha), expected, rtol=1e-10)
+    torch.testing.assert_close(renyi_entropy(logits, 1 + 1e-7), frame_entropy(logits), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("blanks", [0, 4, 9])
+def test_sgem_sums_renyi_entropy_and_negative_sampling(blanks):
+    logits = peaked_logits(9, 6, blanks)
+    softened, sharp = probabilities_of(logits, 2.5), probabilities_of(logits)
+    sampling = [
+        -math.log(1 - sum(soft for soft, p in zip(*frame, strict=True) if p < 0.4 / 6))
+        for frame in zip(softened, sharp, strict=True)
+    ]
+    assert np.mean(sampling) > 0.01
+    np.testing.assert_allclose(negative_sampling(logits), np.mean(sampling), rtol=1e-5)
+    renyi = [math.log(sum(p**1.5 for p in frame)) / -0.5 for frame in softened[blanks:]]
+    expected = np.mean(sampling) + (np.mean(renyi) if renyi else 0.0)
+    np.testing.assert_allclose(generalised_entropy(logits, BLANK), expected, rtol=1e-5)
+
+
+def test_tent_is_the_mean_entropy_of_all_frames():
+    logits = peaked_logits(9, 6, 4)
+    np.testing.assert_allclose(tent_objective(logits), np.mean(entropies(probabilities_of(logits))), rtol=1e-5)
+
+
+def test_views_are_drawn_towards_each_other_and_each_target_is_fixed():
+    first, second = (torch.randn(7, 5, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    p, q = probabilities_of(first.detach()), probabilities_of(second.detach())
+    divergence = sum(p * np.log(p / q) + q * np.log(q / p) for p, q in zip(p.ravel(), q.ravel(), strict=True))
+    loss = view_consistency(first, second)
+    np.testing.assert_allclose(loss.item(), divergence / 2 / 7, rtol=1e-5)
+    loss.backward()
+    # The gradient of KL(target || softmax(z)) is softmax(z) − target.
+    np.testing.assert_allclose(first.grad, (p - q) / 2 / 7, atol=1e-6)
+    np.testing.assert_allclose(second.grad, (q - p) / 2 / 7, atol=1e-6)
+    assert view_consistency(first, first).abs() < 1e-6
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0, 30.0, 300.0, 3000.0])
-def test_gradients_are_finite_at_every_sharpness(scale):
+@pytest.mark.parametrize("objective", [suta_objective, generalised_entropy, lambda logits, _: tent_objective(logits)])
+def test_gradients_are_finite_at_every_sharpness(scale, objective):
     logits = (scale * torch.randn(20, 32)).requires_grad_()
-    suta_objective(logits, BLANK).backward()
+    objective(logits, BLANK).backward()
     assert torch.isfinite(logits.grad).all()
 
 

@@ -16,10 +16,13 @@ from lact_asr.errors import InputError
 from lact_asr.inference.ttt_copies import parameter_copies
 from lact_asr.inference.ttt_objectives import suta_objective
 from lact_asr.inference.ttt_parameters import PARAMETER_GROUPS
-from lact_asr.inference.ttt_procedure import LOSS_TYPES, TestTimeTrainer, TTTOutcome, TTTSettings, _Rows
+from lact_asr.inference.ttt_procedure import TestTimeTrainer, TTTOutcome, TTTSettings
+from lact_asr.inference.ttt_step import OBJECTIVES, Rows
 from lact_asr.masking import span_mask
 
+LOSS_TYPES = ("masked_prediction", "entropy")  # one with masks and one without
 BOTH_LOSSES = pytest.mark.parametrize("loss_type", LOSS_TYPES)
+ALL_LOSSES = pytest.mark.parametrize("loss_type", [*OBJECTIVES, "masked_prediction+0.3*entropy+consistency"])
 
 
 @pytest.fixture
@@ -51,7 +54,7 @@ def plain_logits(model: nn.Module, row: Tensor) -> Tensor:
 # Nothing outlives the utterance
 
 
-@BOTH_LOSSES
+@ALL_LOSSES
 @pytest.mark.parametrize("groups", [None, PARAMETER_GROUPS])
 def test_nothing_outlives_the_utterance(model, waveform, loss_type, groups):
     model.train()
@@ -90,7 +93,7 @@ def test_an_utterance_does_not_depend_on_those_before(model, waveform, loss_type
     assert again.losses == alone.losses
 
 
-@BOTH_LOSSES
+@ALL_LOSSES
 def test_rows_and_padding_change_nothing(model, waveform, loss_type):
     rows = [waveform(0, 0.7), waveform(1, 0.5), waveform(2, 0.9)]
     padded = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=7.0)
@@ -234,11 +237,11 @@ def test_masked_prediction_steps_by_hand(model, waveform):
 
 def gradients_and_loss(adapter: TestTimeTrainer, row: Tensor) -> tuple[float, dict[str, Tensor]]:
     """One backward pass as `adapt` runs it, with the gradients kept."""
-    rows, generators = _Rows(row[None], None), [torch.Generator().manual_seed(0)]
     with parameter_copies(adapter.model, adapter.parameters, rows=1) as copies:
         with torch.no_grad():
-            before = adapter._forward(rows)
-        (loss,) = adapter._backward(rows, before, [before.logits.shape[1]], generators, [0])
+            before = adapter.model(row[None], output_hidden_states=True)
+        rows = Rows(row[None], None, [before.logits.shape[1]])
+        (loss,) = adapter._backward(rows, before, [torch.Generator().manual_seed(0)], [0])
     return loss, {name: tensor.grad for name, tensor in copies.items() if tensor.grad is not None}
 
 
@@ -419,7 +422,10 @@ def test_too_short_to_mask(model, waveform):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"loss_type": "magic"}, "'magic'; choose masked_prediction or entropy"),
+        ({"loss_type": "magic"}, "'magic'; choose masked_prediction, entropy, .*or a sum of them"),
+        ({"loss_type": "entropy+"}, "''; choose"),
+        ({"loss_type": "-1*entropy"}, "The weight '-1' of the TTT loss entropy is not a number above 0"),
+        ({"loss_type": "x*tent"}, "The weight 'x'"),
         ({"steps": -1}, "0 or more steps, not -1"),
         ({"learning_rate": 0.0}, "above 0 and at most 1e+30, not 0.0"),
         ({"learning_rate": -1e-3}, "above 0"),
