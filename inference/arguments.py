@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 
 from lact_asr.errors import InputError
+from lact_asr.inference.ttt_optimizers import OPTIMIZERS
+from lact_asr.inference.ttt_parameters import FEATURE_OFFSET, PARAMETER_GROUPS
 from lact_asr.inference.ttt_step import OBJECTIVES
 
 DESCRIPTION = """Transcribe recordings or score a corpus subset, greedily or by KenLM beam search, with or without
@@ -118,9 +120,16 @@ def _add_ttt(group: argparse._ArgumentGroup) -> None:
         "--ttt_parameters",
         default=None,
         metavar="A,B,…",
-        help="what adapts: fast_weights, norms, front_end, output (default: by loss)",
+        help=f"what adapts: {', '.join((*PARAMETER_GROUPS, FEATURE_OFFSET))} (one vector added to the front end's output); "
+        "default: by loss",
     )
-    group.add_argument("--ttt_learning_rate", type=float, default=None, help="of AdamW (default: by loss)")
+    group.add_argument(
+        "--ttt_optimizer",
+        choices=OPTIMIZERS,
+        default=None,
+        help="muon: for matrices, AdamW for the rest (default: adamw)",
+    )
+    group.add_argument("--ttt_learning_rate", type=float, default=None, help="of the optimizer (default: by loss)")
 
 
 def _add_run(group: argparse._ArgumentGroup) -> None:

@@ -55,6 +55,7 @@ def fill_in_defaults(arguments: argparse.Namespace, config: HybridASRConfig) -> 
             ("ttt_mask_prob", config.ttt_mask_prob),
             ("ttt_chunk_size", config.ttt_chunk_size),
             ("ttt_parameters", ",".join(first_loss.parameters)),
+            ("ttt_optimizer", "adamw"),
             ("ttt_learning_rate", first_loss.learning_rate),
         ):
             filled[name] = default if filled[name] is None else filled[name]
@@ -124,6 +125,7 @@ def ttt_settings(arguments: argparse.Namespace, config: HybridASRConfig) -> TTTS
         loss_type=arguments.ttt_loss_type,
         steps=arguments.ttt_steps,
         parameters=tuple(name.strip() for name in arguments.ttt_parameters.split(",")),
+        optimizer=arguments.ttt_optimizer,
         learning_rate=arguments.ttt_learning_rate,
         mask_prob=arguments.ttt_mask_prob,
         mask_length=config.ttt_mask_length,

@@ -19,6 +19,36 @@ from lact_asr.wav2vec2_encoder import FrontEndLayer
 
 
 @contextmanager
+def feature_offset(front_end: nn.Module, rows: int) -> Iterator[Tensor]:
+    """Inside, every frame of the front end's output has a vector added, one for each row, which starts at 0 and can learn.
+
+    One additive vector there is what E-BATS adapts (arXiv 2506.07078).
+
+    Args:
+        front_end: `Wav2Vec2FrontEnd`, whose features are [B, T, C], or Transformers' feature encoder, [B, C, T].
+        rows: vectors.
+
+    Yields:
+        The vectors [rows, C], a leaf tensor that requires gradients.
+    """
+    last_layer = front_end.conv_layers[-1].conv
+    weight = next(iter(last_layer.parameters()))
+    offset = torch.zeros(rows, last_layer.out_channels, dtype=weight.dtype, device=weight.device, requires_grad=True)
+
+    def add(module: nn.Module, inputs: tuple, output):
+        if isinstance(output, tuple):
+            features, lengths = output
+            return features + offset[:, None], lengths
+        return output + offset[:, :, None]
+
+    hook = front_end.register_forward_hook(add)
+    try:
+        yield offset
+    finally:
+        hook.remove()
+
+
+@contextmanager
 def parameter_copies(model: nn.Module, parameters: dict[str, nn.Parameter], rows: int) -> Iterator[dict[str, Tensor]]:
     """Inside, ``model`` computes with copies, and nothing but them requires a gradient; afterwards all is as it was.
 

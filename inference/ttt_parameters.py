@@ -14,6 +14,7 @@ FRONT_END_NAMES = ("front_end", "feature_extractor")  # ours, and Transformers' 
 OUTPUT_NAMES = ("ctc_head", "lm_head")
 
 PARAMETER_GROUPS = ("fast_weights", "norms", "front_end", "output")
+FEATURE_OFFSET = "feature_offset"  # no parameter of the model: a vector added to every frame of the front end's output
 
 
 def select_parameters(model: nn.Module, groups: tuple[str, ...]) -> dict[str, nn.Parameter]:
@@ -22,20 +23,35 @@ def select_parameters(model: nn.Module, groups: tuple[str, ...]) -> dict[str, nn
     Args:
         model: `HybridASRForCTC` or a Transformers CTC model.
         groups: of ``PARAMETER_GROUPS``: initial fast weights; scales and shifts of normalisations; the convolutional
-            front end; the output layer.
+            front end; the output layer. ``FEATURE_OFFSET`` is passed over, as the model has no such parameter.
 
     Raises:
         InputError: an unknown group, or a group that this model does not have.
     """
     selected: dict[str, nn.Parameter] = {}
     for group in groups:
+        if group == FEATURE_OFFSET:
+            continue
         if group not in PARAMETER_GROUPS:
-            raise InputError(f"Unknown parameter group {group!r} for TTT; choose from {', '.join(PARAMETER_GROUPS)}.")
+            known = ", ".join((*PARAMETER_GROUPS, FEATURE_OFFSET))
+            raise InputError(f"Unknown parameter group {group!r} for TTT; choose from {known}.")
         found = dict(_group_parameters(model, group))
         if not found:
             raise InputError(f"{type(model).__name__} has no parameters in the group {group!r} for TTT to adapt.")
         selected.update(found)
     return selected
+
+
+def front_end_of(model: nn.Module) -> nn.Module:
+    """The convolutional front end.
+
+    Raises:
+        InputError: this model has none.
+    """
+    for name, module in model.named_modules():
+        if name.rpartition(".")[2] in FRONT_END_NAMES:
+            return module
+    raise InputError(f"{type(model).__name__} has no convolutional front end for TTT to adapt.")
 
 
 def _group_parameters(model: nn.Module, group: str) -> Iterator[tuple[str, nn.Parameter]]:

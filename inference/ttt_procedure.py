@@ -6,16 +6,19 @@ module is the procedure around it: gradient steps on chosen parameters before th
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from lact_asr.errors import InputError
-from lact_asr.inference.ttt_copies import parameter_copies, takes_copies_of_rows
+from lact_asr.inference.ttt_copies import feature_offset, parameter_copies, takes_copies_of_rows
 from lact_asr.inference.ttt_objectives import all_finite, is_silent
-from lact_asr.inference.ttt_parameters import select_parameters
+from lact_asr.inference.ttt_optimizers import OPTIMIZERS, make_ttt_optimizer
+from lact_asr.inference.ttt_parameters import FEATURE_OFFSET, front_end_of, select_parameters
 from lact_asr.inference.ttt_step import Rows, StepView, WeightedSum, draw_row_masks
 from lact_asr.modeling_hybrid_asr import HybridASRForCTC
 
@@ -30,7 +33,8 @@ class TTTSettings:
         loss_type: one of `lact_asr.inference.ttt_step.OBJECTIVES`, or a weighted sum, "masked_prediction+0.3*entropy".
         steps: optimiser steps; 0 changes nothing.
         parameters: groups of `lact_asr.inference.ttt_parameters`; None takes the first loss's default.
-        learning_rate: of AdamW, fresh for each utterance; None takes the first loss's default.
+        optimizer: "adamw", "sgd" or "muon" (for matrices; AdamW for the rest).
+        learning_rate: of the optimiser, which is fresh for each utterance; None takes the first loss's default.
         mask_prob, mask_length: share of frames to mask, and frames in a span.
         chunk_size: frames of audio whose loss is computed at a time, to bound memory; -1 for the whole utterance.
         seed: of the masks; each utterance starts from it, so that its result does not depend on the others.
@@ -42,6 +46,7 @@ class TTTSettings:
     loss_type: str = "masked_prediction"
     steps: int = 1
     parameters: tuple[str, ...] | None = None
+    optimizer: str = "adamw"
     learning_rate: float | None = None
     mask_prob: float = 0.15
     mask_length: int = 10
@@ -50,6 +55,8 @@ class TTTSettings:
 
     def __post_init__(self) -> None:
         loss = self.loss
+        if self.optimizer not in OPTIMIZERS:
+            raise InputError(f"Unknown TTT optimizer {self.optimizer!r}; choose {', '.join(OPTIMIZERS)}.")
         if self.steps < 0:
             raise InputError(f"TTT needs 0 or more steps, not {self.steps}.")
         if self.learning_rate is not None and not 0 < self.learning_rate <= HIGHEST_LEARNING_RATE:
@@ -132,7 +139,9 @@ class TestTimeTrainer:
                 "use --ttt_loss_type entropy."
             )
         _, first = self.loss.terms[0]
-        self.parameters = select_parameters(model, self.settings.parameters or first.parameters)
+        groups = self.settings.parameters or first.parameters
+        self.parameters = select_parameters(model, groups)
+        self.front_end = front_end_of(model) if FEATURE_OFFSET in groups else None
         rate = self.settings.learning_rate
         self.learning_rate = first.learning_rate if rate is None else rate
 
@@ -176,7 +185,7 @@ class TestTimeTrainer:
     def _adapt_rows(self, input_values: Tensor, attention_mask: Tensor | None) -> list[TTTOutcome]:
         """Steps and final pass of rows that are adapted at once."""
         # A caller's inference mode would leave nothing to differentiate.
-        with torch.inference_mode(False), parameter_copies(self.model, self.parameters, len(input_values)) as copies:
+        with torch.inference_mode(False), self._copies(len(input_values)) as copies:
             input_values, attention_mask = (
                 input_values.clone(),
                 None if attention_mask is None else attention_mask.clone(),
@@ -199,6 +208,15 @@ class TestTimeTrainer:
                         outcome.logits = logits[:length]
         return outcomes
 
+    @contextlib.contextmanager
+    def _copies(self, rows: int) -> Iterator[dict[str, Tensor]]:
+        """What adapts, by name, while the model computes with it; see `lact_asr.inference.ttt_copies`."""
+        with contextlib.ExitStack() as stack:
+            copies = stack.enter_context(parameter_copies(self.model, self.parameters, rows))
+            if self.front_end is not None:
+                copies[FEATURE_OFFSET] = stack.enter_context(feature_offset(self.front_end, rows))
+            yield copies
+
     def _frame_lengths(self, attention_mask: Tensor | None, rows: int, frames: int) -> list[int]:
         if attention_mask is None:
             return [frames] * rows
@@ -207,8 +225,8 @@ class TestTimeTrainer:
 
     def _run_steps(self, rows: Rows, before, copies: dict[str, Tensor], outcomes: list[TTTOutcome]) -> None:
         """The optimiser steps of the rows that were not refused; refuses those that fail."""
-        # AdamW is element-wise: one optimiser for all copies does to each what its own would.
-        optimizer = torch.optim.AdamW(copies.values(), lr=self.learning_rate, weight_decay=0.0)
+        # No optimiser mixes rows: one for all copies does to each what its own would.
+        optimizer = make_ttt_optimizer(self.settings.optimizer, copies, self.parameters, self.learning_rate)
         generators = [torch.Generator().manual_seed(self.settings.seed) for _ in outcomes]
         for _ in range(self.settings.steps):
             adapting = [index for index, outcome in enumerate(outcomes) if outcome.adapted]
@@ -219,7 +237,7 @@ class TestTimeTrainer:
             for index, loss in zip(adapting, losses, strict=True):
                 outcomes[index].losses.append(loss)
                 gradients = (
-                    copy.grad if len(outcomes) == 1 else copy.grad[index]
+                    copy.grad[index] if len(outcomes) > 1 else copy.grad
                     for copy in copies.values()
                     if copy.grad is not None
                 )

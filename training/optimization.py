@@ -7,7 +7,7 @@ import math
 import torch
 from torch import nn
 
-from lact_asr.training.muon_optimizer import MuonAdamW
+from lact_asr.muon_optimizer import MuonAdamW
 
 SCHEDULE_START = 0.10  # share of the peak at the first step
 SCHEDULE_END = 0.01  # share of the peak at the last step

@@ -81,5 +81,5 @@ def test_groups_add_up_without_doubling(speaking_model):
 
 
 def test_unknown_group_names_the_choices(speaking_model):
-    with pytest.raises(InputError, match=r"'everything'.*fast_weights, norms, front_end, output"):
+    with pytest.raises(InputError, match=r"'everything'.*fast_weights, norms, front_end, output, feature_offset"):
         select_parameters(speaking_model(), ("everything",))

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from transformers import Wav2Vec2Config, Wav2Vec2ForCTC, WavLMConfig, WavLMForCTC
 
 from lact_asr.errors import InputError
+from lact_asr.fast_weight_ops import newton_schulz
 from lact_asr.inference.ttt_copies import parameter_copies
 from lact_asr.inference.ttt_objectives import suta_objective
-from lact_asr.inference.ttt_parameters import PARAMETER_GROUPS
+from lact_asr.inference.ttt_optimizers import OPTIMIZERS
+from lact_asr.inference.ttt_parameters import FEATURE_OFFSET, PARAMETER_GROUPS
 from lact_asr.inference.ttt_procedure import TestTimeTrainer, TTTOutcome, TTTSettings
 from lact_asr.inference.ttt_step import OBJECTIVES, Rows
 from lact_asr.masking import span_mask
@@ -55,7 +57,7 @@ def plain_logits(model: nn.Module, row: Tensor) -> Tensor:
 
 
 @ALL_LOSSES
-@pytest.mark.parametrize("groups", [None, PARAMETER_GROUPS])
+@pytest.mark.parametrize("groups", [None, (*PARAMETER_GROUPS, FEATURE_OFFSET)])
 def test_nothing_outlives_the_utterance(model, waveform, loss_type, groups):
     model.train()
     model.front_end.eval()
@@ -110,6 +112,57 @@ def test_rows_and_padding_change_nothing(model, waveform, loss_type):
         assert outcome.losses == pytest.approx(alone.losses, rel=1e-3)
     whole = adapter.adapt_batch(padded)  # without a mask the padding is audio
     assert len({len(outcome.logits) for outcome in whole}) == 1
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("groups", [("fast_weights", "output"), (FEATURE_OFFSET,), ("front_end",)], ids=str)
+def test_rows_do_not_see_each_other_whatever_optimizer_and_parameters(model, waveform, optimizer, groups):
+    rows = torch.stack([waveform(0), waveform(1), 3 * waveform(2)])
+    adapter = trainer(model, "entropy+tent", optimizer=optimizer, parameters=groups, steps=2)
+    for row, outcome in zip(rows, adapter.adapt_batch(rows), strict=True):
+        alone = adapter.adapt(row)
+        assert (alone.logits - alone.logits_before).abs().max() > 1e-3
+        torch.testing.assert_close(outcome.logits, alone.logits, atol=2e-2, rtol=1e-2)
+        assert outcome.losses == pytest.approx(alone.losses, rel=1e-3)
+
+
+def test_a_row_that_fails_does_not_touch_the_others(model, waveform):
+    rows = torch.stack([waveform(0), torch.full_like(waveform(0), math.nan), waveform(1)])
+    adapter = trainer(model, "entropy", steps=2)
+    first, failed, last = adapter.adapt_batch(rows)
+    assert_refused(failed, "the model's output is not finite")
+    for outcome, row in ((first, rows[0]), (last, rows[2])):
+        torch.testing.assert_close(outcome.logits, adapter.adapt(row).logits, atol=2e-2, rtol=1e-2)
+
+
+def test_sgd_on_the_feature_offset_by_hand(model, waveform):
+    model, row = model.double(), waveform().double()
+    outcome = trainer(model, parameters=(FEATURE_OFFSET,), optimizer="sgd", learning_rate=0.5).adapt(row)
+    model.eval()
+    features, _ = model.front_end(row[None])
+    offset = torch.zeros(features.shape[-1], dtype=torch.float64, requires_grad=True)
+
+    def logits() -> Tensor:
+        hidden = model.feature_projection(model.feature_norm(features + offset))
+        frame_mask = torch.ones(hidden.shape[:2], dtype=torch.bool)
+        return model.ctc_head(model._run_blocks(hidden, frame_mask)[0])[0]
+
+    (gradient,) = torch.autograd.grad(suta_objective(logits(), 0), offset)
+    offset.data -= 0.5 * gradient
+    torch.testing.assert_close(outcome.logits, logits().detach(), rtol=1e-6, atol=1e-8)
+
+
+def test_muon_steps_on_matrices_by_hand(model, waveform):
+    model, row = model.double(), waveform().double()
+    outcome = trainer(model, parameters=("output",), optimizer="muon", learning_rate=1e-2).adapt(row)
+    model.eval()
+    weight, bias = model.ctc_head.weight, model.ctc_head.bias
+    gradients = torch.autograd.grad(suta_objective(model(row[None]).logits[0], 0), (weight, bias))
+    with torch.no_grad():
+        # A first step of momentum and look-ahead only scales the gradient; AdamW's first step is its sign.
+        weight -= 1e-2 * 0.2 * max(weight.shape) ** 0.5 * newton_schulz(gradients[0])
+        bias -= 1e-2 * gradients[1] / (gradients[1].abs() + 1e-8)
+    torch.testing.assert_close(outcome.logits, plain_logits(model, row), rtol=1e-5, atol=1e-6)
 
 
 def test_callers_without_gradients(model, waveform):
@@ -426,6 +479,7 @@ def test_too_short_to_mask(model, waveform):
         ({"loss_type": "entropy+"}, "''; choose"),
         ({"loss_type": "-1*entropy"}, "The weight '-1' of the TTT loss entropy is not a number above 0"),
         ({"loss_type": "x*tent"}, "The weight 'x'"),
+        ({"optimizer": "lion"}, "'lion'; choose adamw, sgd, muon"),
         ({"steps": -1}, "0 or more steps, not -1"),
         ({"learning_rate": 0.0}, "above 0 and at most 1e+30, not 0.0"),
         ({"learning_rate": -1e-3}, "above 0"),
