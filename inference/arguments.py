@@ -141,6 +141,12 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
         help="results as JSON lines, one an utterance (default for a subset: results_SUBSET….jsonl beside the checkpoint)",
     )
     group.add_argument("--resume", action="store_true", help="keep what an interrupted run wrote to --output and go on")
+    group.add_argument(
+        "--batch_size",
+        type=int,
+        default=1,
+        help="recordings that are transcribed, and adapted to, at once; results do not depend on it (default: %(default)s)",
+    )
     group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: %(default)s")
     group.add_argument("--seed", type=int, default=0, help="of TTT's masks (default: %(default)s)")
 
@@ -162,6 +168,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise InputError("--subset needs --data_dir.")
     if arguments.max_samples is not None and arguments.max_samples < 1:
         raise InputError(f"--max_samples must be 1 or more, not {arguments.max_samples}.")
+    if arguments.batch_size < 1:
+        raise InputError(f"--batch_size must be 1 or more, not {arguments.batch_size}.")
     if arguments.beam_size < 1:
         raise InputError(f"--beam_size must be 1 or more, not {arguments.beam_size}.")
     if arguments.greedy and arguments.lm_path not in ("auto", "none"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -214,50 +214,66 @@ class Hypotheses:
     text_without_ttt: str | None = None
 
 
+Recognise = Callable[[Sequence[np.ndarray]], Sequence[Hypotheses | InputError]]
+
+
 def evaluate(
-    utterances: Sequence[Utterance],
-    recognise: Callable[[np.ndarray], Hypotheses],
-    writer: ResultsWriter | None = None,
+    utterances: Sequence[Utterance], recognise: Recognise, writer: ResultsWriter | None = None, batch_size: int = 1
 ) -> list[UtteranceResult]:
-    """Recognise utterances one by one, with a progress bar. A bad file is recorded with its sentence and the rest go on.
+    """Recognise utterances, with a progress bar. A bad file is recorded with its sentence and the rest go on.
 
     Args:
         utterances: those that `writer.done` holds are taken from there.
-        recognise: from float32 [samples] to hypotheses; an `InputError` of its (too short for a frame, …) counts as the file's.
+        recognise: from some recordings, each float32 [samples], to an answer for each; an `InputError` among them (output that
+            is not finite, …) counts as the file's.
         writer: an entered `ResultsWriter`, or None to write nothing.
+        batch_size: recordings given to ``recognise`` at once.
 
     Returns:
         One result for each utterance, in their order.
     """
-    done = writer.done if writer else {}
-    results = []
-    for utterance in tqdm(utterances, desc="recognising", unit="utterance", mininterval=1.0):
-        result = done.get(utterance.id)
-        if result is None:
-            result = _evaluate_one(utterance, recognise)
-            if writer:
-                writer.write(result)
-        results.append(result)
-    return results
+    found = dict(writer.done) if writer else {}
+    todo = [utterance for utterance in utterances if utterance.id not in found]
+    done = len(utterances) - len(todo)
+    with tqdm(total=len(utterances), initial=done, desc="recognising", unit="utterance", mininterval=1.0) as bar:
+        for start in range(0, len(todo), batch_size):
+            for result in _evaluate_some(todo[start : start + batch_size], recognise):
+                found[result.id] = result
+                if writer:
+                    writer.write(result)
+                bar.update()
+    return [found[utterance.id] for utterance in utterances]
 
 
-def _evaluate_one(utterance: Utterance, recognise: Callable[[np.ndarray], Hypotheses]) -> UtteranceResult:
-    try:
-        samples = utterance.read()
-        started = time.perf_counter()
-        hypotheses = recognise(samples)
-        compute_seconds = time.perf_counter() - started
-    except InputError as error:
-        tqdm.write(f"{utterance.id}: {error}", file=sys.stderr)
-        return UtteranceResult(utterance.id, utterance.reference, message=str(error))
-    return UtteranceResult.scored(
-        utterance.id,
-        utterance.reference,
-        hypotheses.text,
-        hypotheses.text_without_ttt,
-        audio_seconds=len(samples) / SAMPLE_RATE_HZ,
-        compute_seconds=compute_seconds,
-    )
+def _evaluate_some(utterances: Sequence[Utterance], recognise: Recognise) -> Iterator[UtteranceResult]:
+    """Read and recognise some utterances at once; the time is shared out by their durations."""
+    readable, recordings = [], []
+    for utterance in utterances:
+        try:
+            recordings.append(utterance.read())
+            readable.append(utterance)
+        except InputError as error:
+            yield _failed(utterance, error)
+    started = time.perf_counter()
+    answers = recognise(recordings) if recordings else ()
+    seconds_a_sample = (time.perf_counter() - started) / max(1, sum(map(len, recordings)))
+    for utterance, samples, answer in zip(readable, recordings, answers, strict=True):
+        if isinstance(answer, InputError):
+            yield _failed(utterance, answer)
+        else:
+            yield UtteranceResult.scored(
+                utterance.id,
+                utterance.reference,
+                answer.text,
+                answer.text_without_ttt,
+                audio_seconds=len(samples) / SAMPLE_RATE_HZ,
+                compute_seconds=len(samples) * seconds_a_sample,
+            )
+
+
+def _failed(utterance: Utterance, error: InputError) -> UtteranceResult:
+    tqdm.write(f"{utterance.id}: {error}", file=sys.stderr)
+    return UtteranceResult(utterance.id, utterance.reference, message=str(error))
 
 
 # ---------------------------------------------------------------- summing up

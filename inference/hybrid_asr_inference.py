@@ -33,10 +33,10 @@ def main(argv: list[str] | None = None) -> int:
     arguments = fill_in_defaults(arguments, checkpoint.model.config)
     recogniser = make_recogniser(arguments, checkpoint)
     if path is None:
-        results = evaluate(utterances, recogniser)
+        results = evaluate(utterances, recogniser, batch_size=arguments.batch_size)
     else:
         with ResultsWriter(path, _settings(arguments), resume=arguments.resume) as writer:
-            results = evaluate(utterances, recogniser, writer)
+            results = evaluate(utterances, recogniser, writer, arguments.batch_size)
     if all(result.failed for result in results):
         raise InputError(
             results[0].message if len(results) == 1 else f"None of the {len(results)} recordings could be transcribed."
@@ -64,7 +64,7 @@ def _results_path(arguments: argparse.Namespace) -> Path | None:
 
 def _settings(arguments: argparse.Namespace) -> dict:
     """What decides the results: everything but where they go and on what they are computed."""
-    left_out = ("output", "resume", "device", "move_emission_to_cpu", "max_samples")
+    left_out = ("output", "resume", "device", "move_emission_to_cpu", "max_samples", "batch_size")
     return {key: str(value) for key, value in vars(arguments).items() if key not in left_out}
 
 

@@ -45,7 +45,7 @@ def test_text_of_a_recording(checkpoint, audio):
     for number in range(3):
         samples = audio.make(0.7, number)
         logits = checkpoint.model(normalised(samples)[None]).logits[0]
-        hypotheses = recogniser(checkpoint)(samples)
+        (hypotheses,) = recogniser(checkpoint)([samples])
         assert hypotheses == Hypotheses(greedy_text(checkpoint, logits), None)
         assert len(hypotheses.text) > 5
         torch.testing.assert_close(
@@ -56,31 +56,41 @@ def test_text_of_a_recording(checkpoint, audio):
 def test_text_with_and_without_ttt(checkpoint, audio):
     samples = audio.make(0.7, 1)
     adapting = recogniser(checkpoint, ENTROPY)
-    hypotheses = adapting(samples)
+    (hypotheses,) = adapting([samples])
     outcome = TestTimeTrainer(checkpoint.model, ENTROPY).adapt(adapting._input_values(samples)[0])
     assert hypotheses.text == greedy_text(checkpoint, outcome.logits)
-    assert hypotheses.text_without_ttt == recogniser(checkpoint)(samples).text
+    assert hypotheses.text_without_ttt == recogniser(checkpoint)([samples])[0].text
     assert hypotheses.text != hypotheses.text_without_ttt
-    assert adapting(samples) == hypotheses
+    assert adapting([samples]) == [hypotheses]
     assert adapting.refusals == {}
 
 
 def test_refusals_are_counted_and_leave_the_text(checkpoint, audio):
     adapting = recogniser(checkpoint, TTTSettings(mask_length=10))
     for seconds in (0.2, 0.3, 0.7):
-        hypotheses = adapting(audio.make(seconds))
+        (hypotheses,) = adapting([audio.make(seconds)])
         assert (hypotheses.text == hypotheses.text_without_ttt) is (seconds < 0.7)
     assert adapting.refusals == {"the utterance is too short to mask": 2}
 
 
 def test_emission_may_move_in_one_piece(checkpoint, audio):
     samples = audio.make(0.7)
-    assert recogniser(checkpoint, move_emission_to_cpu=True)(samples) == recogniser(checkpoint)(samples)
+    assert recogniser(checkpoint, move_emission_to_cpu=True)([samples]) == recogniser(checkpoint)([samples])
 
 
 @pytest.mark.parametrize("settings", [None, ENTROPY])
 def test_output_that_is_not_finite_is_said(checkpoint, audio, settings):
     with torch.no_grad():
         checkpoint.model.ctc_head.bias[7] = np.nan
-    with pytest.raises(InputError, match="not finite"):
-        recogniser(checkpoint, settings)(audio.make(0.7))
+    (answer,) = recogniser(checkpoint, settings)([audio.make(0.7)])
+    assert isinstance(answer, InputError)
+    assert "not finite" in str(answer)
+
+
+@pytest.mark.parametrize("settings", [None, ENTROPY, TTTSettings(mask_length=3)])
+def test_recordings_at_once_are_transcribed_as_alone(checkpoint, audio, settings):
+    together = recogniser(checkpoint, settings)
+    recordings = [audio.make(seconds, number) for number, seconds in enumerate((0.7, 0.4, 0.9, 0.7))]
+    answers = together(recordings)
+    assert answers == [recogniser(checkpoint, settings)([samples])[0] for samples in recordings]
+    assert len({answer.text for answer in answers}) == 4
