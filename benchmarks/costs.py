@@ -27,21 +27,24 @@ def gram_form_flops(count: int, m: int, n: int) -> float:
     return count * per_tile * (lower * n + squares * m) + count * 2.0 * m * m * n
 
 
-def gradients_flops(count: int, tokens: int, d: int, dh: int, backward: bool = False, on_chip: bool = False) -> float:
+def gradients_flops(count: int, tokens: int, d: int, dh: int, backward: str | None = None) -> float:
     """Three products with tokens and three gradients, 2·L·d·dh each; by the formulas their derivatives are twelve more.
 
-    On chip these are 21: six recomputed and three for the weights, six recomputed and six for the tokens.
+    Args:
+        backward: None for the forward pass alone; "stored", by the formulas; "recomputed", with the forward pass again; "on chip":
+            six recomputed and three for the weights, six recomputed and six for the tokens.
     """
-    products = 6 + backward * (21 if on_chip else 12)
+    products = 6 + {None: 0, "stored": 12, "recomputed": 18, "on chip": 21}[backward]
     return count * products * 2.0 * tokens * d * dh
 
 
-def apply_flops(count: int, tokens: int, d: int, dh: int, backward: bool = False, on_chip: bool = False) -> float:
+def apply_flops(count: int, tokens: int, d: int, dh: int, backward: str | None = None) -> float:
     """Three products, 2·L·d·dh each; by the formulas their derivatives are six more.
 
-    On chip these are eleven: three recomputed and three for the weights, three recomputed and two for the queries.
+    Args:
+        backward: as of `gradients_flops`; on chip three recomputed and three for the weights, three recomputed and two for the queries.
     """
-    products = 3 + backward * (11 if on_chip else 6)
+    products = 3 + {None: 0, "stored": 6, "recomputed": 9, "on chip": 11}[backward]
     return count * products * 2.0 * tokens * d * dh
 
 

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from benchmarks import costs
 from benchmarks.peers import PEERS, Orthogonalise, load_peer, torch_optim_muon
 from benchmarks.roofline import plot_roofline
-from benchmarks.timing import copy_bytes_per_second, environment, matmul_flops_per_second, measure
+from benchmarks.timing import copy_bytes_per_second, environment, first_line, matmul_flops_per_second, measure
 from lact_asr.fast_weight_ops import fast_weight_apply, fast_weight_gradients, muon_step, newton_schulz, row_norms
 from lact_asr.json_files import write_json
 from lact_asr.kernels.batches import WIDEST_HEAD_ON_CHIP
@@ -195,11 +195,11 @@ def flops_and_bytes(case: Case, implementation: str, element_bytes: int) -> tupl
         gradients = case.operation != "fast_weight_apply"
         applied = case.operation != "fast_weight_gradients"
         shape = (count, case.tokens, d, dh)
-        on_chip = implementation == "triton" and element_bytes == 2 and d <= WIDEST_HEAD_ON_CHIP
+        ours = "on chip" if element_bytes == 2 and d <= WIDEST_HEAD_ON_CHIP else "recomputed"
         plain, done = (
-            costs.gradients_flops(*shape, case.backward, chosen) * gradients
-            + costs.apply_flops(*shape, case.backward, chosen) * applied
-            for chosen in (False, on_chip)
+            costs.gradients_flops(*shape, backward if case.backward else None) * gradients
+            + costs.apply_flops(*shape, backward if case.backward else None) * applied
+            for backward in ("stored", ours if implementation == "triton" else "stored")
         )
         moved = (
             costs.gradients_bytes(*shape, element_bytes) * gradients
@@ -221,7 +221,7 @@ def run(
             try:
                 timing = measure(with_backward(call) if case.backward else torch.no_grad()(call), device)
             except Exception as error:  # another project's failure, or memory, must not lose the other figures
-                failures.append(f"{case} {name}: {type(error).__name__}: {str(error).splitlines()[0]}")
+                failures.append(f"{case} {name}: {first_line(error)}")
                 tqdm.write(failures[-1])
                 continue
             plain, done, moved = flops_and_bytes(case, name, dtype.itemsize)

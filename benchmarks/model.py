@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.timing import Timing, environment, measure
+from benchmarks.timing import Timing, environment, first_line, measure
 from lact_asr import HybridASRConfig, HybridASRForCTC, lact_layer
 from lact_asr.fast_weight_ops import BACKEND_VARIABLE
 from lact_asr.inference.ttt_procedure import TestTimeTrainer, TTTSettings
@@ -138,7 +138,7 @@ def run(args: argparse.Namespace, device: torch.device) -> tuple[list[dict], lis
             with backend(backend_name):
                 results.append(line(what, implementation, measure(call, device, args.budget_seconds)))
         except Exception as error:  # one failure must not lose the other figures
-            failures.append(f"{what}, {implementation}: {type(error).__name__}: {str(error).splitlines()[0]}")
+            failures.append(f"{what}, {implementation}: {first_line(error)}")
             tqdm.write(failures[-1])
 
     for heads in args.heads:

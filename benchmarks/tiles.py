@@ -21,11 +21,11 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from benchmarks.timing import environment, measure
+from benchmarks.timing import environment, first_line, measure
 from lact_asr.json_files import write_json
 
 GRID = {"tokens": (16, 32, 64, 128), "hidden": (32, 64), "warps": (4, 8), "stages": (2, 3)}
-LARGEST_BLOCK = 128 * 64  # tokens × hidden units: more has no chance to fit
+LARGEST_BLOCK = 64 * 64  # tokens × hidden units: more has no chance to fit
 
 
 def kernels(args: argparse.Namespace, device: torch.device) -> Iterator[tuple[str, Callable, object]]:
@@ -91,8 +91,8 @@ def compile_all(args: argparse.Namespace) -> None:
         list(tqdm(pool.map(compile_one, grid()), "compiling", total=len(grid()), unit="configuration"))
 
 
-def run(args: argparse.Namespace, device: torch.device) -> list[dict]:
-    """Microseconds of every kernel at every configuration that compiles and fits."""
+def run(args: argparse.Namespace, device: torch.device, keep: Callable[[list[dict]], None]) -> list[dict]:
+    """Microseconds of every kernel at every configuration that compiles and fits; ``keep`` gets all results after each kernel."""
     results = []
     for name, call, default in kernels(args, device):
         choices = [None] if default is None else [default, *(tiles for tiles in grid() if tiles != default)]
@@ -102,8 +102,9 @@ def run(args: argparse.Namespace, device: torch.device) -> list[dict]:
                 timing = measure(functools.partial(call, tiles), device, args.budget_seconds)
                 entry["microseconds"] = 1e6 * timing.median_seconds
             except Exception as error:  # too much shared memory: no choice for this GPU
-                entry["failure"] = f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
+                entry["failure"] = first_line(error)
             results.append(entry)
+        keep(results)
     return results
 
 
@@ -131,10 +132,10 @@ def main() -> None:
         sys.exit("No CUDA device here, and tile sizes can be chosen on one only.")
     device = torch.device("cuda")
     compile_all(args)
-    results = run(args, device)
     facts = {**environment(device), "command": " ".join(["python -m benchmarks.tiles", *sys.argv[1:]])}
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    write_json(args.output_dir / "tiles.json", {**facts, "results": results})
+    path = args.output_dir / "tiles.json"
+    results = run(args, device, lambda results: write_json(path, {**facts, "results": results}))
     print("\n".join(report(results)))
 
 

@@ -64,6 +64,11 @@ def copy_bytes_per_second(device: torch.device) -> float:
     return 2.0 * source.numel() / measure(lambda: target.copy_(source), device).median_seconds
 
 
+def first_line(error: Exception) -> str:
+    """What stands in a results file for a measurement that failed."""
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+
+
 def environment(device: torch.device) -> dict[str, str]:
     """Date, commit, device and versions, to stand in every results file."""
     try:

@@ -6,9 +6,7 @@ import argparse
 from pathlib import Path
 
 from lact_asr.errors import InputError
-from lact_asr.inference.ttt_optimizers import OPTIMIZERS
-from lact_asr.inference.ttt_parameters import FEATURE_OFFSET, PARAMETER_GROUPS
-from lact_asr.inference.ttt_step import OBJECTIVES
+from lact_asr.inference.ttt_names import FEATURE_OFFSET, LOSSES, OPTIMIZERS, PARAMETER_GROUPS, parse_loss
 
 DESCRIPTION = """Transcribe recordings or score a corpus subset, greedily or by KenLM beam search, with or without
 test-time training (TTT).
@@ -104,7 +102,7 @@ def _add_ttt(group: argparse._ArgumentGroup) -> None:
         default=None,
         metavar="[WEIGHT*]LOSS[+…]",
         help="a loss or a weighted sum, as masked_prediction+0.3*entropy (default: the model's). "
-        + "; ".join(f"{name}: {objective.help}" for name, objective in OBJECTIVES.items()),
+        + "; ".join(f"{name}: {meaning}" for name, meaning in LOSSES.items()),
     )
     group.add_argument("--ttt_steps", type=int, default=None, help="optimiser steps (default: the model's)")
     group.add_argument(
@@ -129,7 +127,12 @@ def _add_ttt(group: argparse._ArgumentGroup) -> None:
         default=None,
         help="muon: for matrices, AdamW for the rest (default: adamw)",
     )
-    group.add_argument("--ttt_learning_rate", type=float, default=None, help="of the optimizer (default: by loss)")
+    group.add_argument(
+        "--ttt_learning_rate",
+        type=float,
+        default=None,
+        help="of the optimizer (default: by loss, for adamw and muon; sgd has none)",
+    )
 
 
 def _add_run(group: argparse._ArgumentGroup) -> None:
@@ -168,6 +171,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise InputError("--subset needs --data_dir.")
     if arguments.max_samples is not None and arguments.max_samples < 1:
         raise InputError(f"--max_samples must be 1 or more, not {arguments.max_samples}.")
+    if arguments.ttt_loss_type is not None:
+        parse_loss(arguments.ttt_loss_type)
     if arguments.batch_size < 1:
         raise InputError(f"--batch_size must be 1 or more, not {arguments.batch_size}.")
     if arguments.beam_size < 1:

@@ -130,7 +130,7 @@ def read_results(path: str | Path) -> list[UtteranceResult]:
 
 
 class ResultsWriter:
-    """Appends results to a JSON-lines file as they come, so that a killed run loses nothing but its last utterance.
+    """Appends results to a JSON-lines file as they come, so that a killed run loses nothing but its last batch.
 
     Use as a context manager; `done` holds the results of an earlier run to be resumed (failures are not among them: they are tried again).
     The first line holds the run's settings, so that a run is not resumed with others. A file that got no result is removed again.

@@ -56,7 +56,7 @@ def fill_in_defaults(arguments: argparse.Namespace, config: HybridASRConfig) -> 
             ("ttt_chunk_size", config.ttt_chunk_size),
             ("ttt_parameters", ",".join(first_loss.parameters)),
             ("ttt_optimizer", "adamw"),
-            ("ttt_learning_rate", first_loss.learning_rate),
+            ("ttt_learning_rate", None if arguments.ttt_optimizer == "sgd" else first_loss.learning_rate),
         ):
             filled[name] = default if filled[name] is None else filled[name]
     return argparse.Namespace(**filled)
@@ -111,7 +111,8 @@ def describe_recogniser(arguments: argparse.Namespace) -> str:
         return f"Decoding: {decoding}."
     return (
         f"Decoding: {decoding}. TTT: {arguments.ttt_loss_type}, {arguments.ttt_steps} "
-        f"step{'s' * (arguments.ttt_steps != 1)} at {arguments.ttt_learning_rate:g} on {arguments.ttt_parameters}."
+        f"step{'s' * (arguments.ttt_steps != 1)} of {arguments.ttt_optimizer} at {arguments.ttt_learning_rate:g} "
+        f"on {arguments.ttt_parameters}."
     )
 
 

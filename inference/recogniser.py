@@ -72,8 +72,10 @@ class Recogniser:
     def _adapted_answer(self, outcome: TTTOutcome) -> Hypotheses | InputError:
         self._count_refusal(outcome)
         before = self._answer(outcome.logits_before)
-        if not outcome.adapted or isinstance(before, InputError):
-            return before if isinstance(before, InputError) else Hypotheses(before.text, before.text)
+        if isinstance(before, InputError):
+            return before
+        if not outcome.adapted:
+            return Hypotheses(before.text, before.text)
         return Hypotheses(self._decode(_log_probs(outcome.logits)), before.text)
 
     def _answer(self, logits: torch.Tensor) -> Hypotheses | InputError:

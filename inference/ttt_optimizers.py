@@ -7,8 +7,6 @@ from torch import Tensor, nn
 
 from lact_asr.muon_optimizer import MuonAdamW
 
-OPTIMIZERS = ("adamw", "sgd", "muon")
-
 
 def make_ttt_optimizer(
     name: str, copies: dict[str, Tensor], parameters: dict[str, nn.Parameter], learning_rate: float
@@ -16,7 +14,7 @@ def make_ttt_optimizer(
     """An optimiser without weight decay for the copies of parameters.
 
     Args:
-        name: "adamw"; "sgd", without momentum; "muon", which orthogonalises the gradients of matrices (and of the fast weights,
+        name: of `lact_asr.inference.ttt_names.OPTIMIZERS`: "adamw"; "sgd", without momentum; "muon", which orthogonalises the gradients of matrices (and of the fast weights,
             a matrix for each head) and leaves vectors and convolutions to AdamW.
         copies: leaf tensors, shaped as the parameters or with the rows of a batch in front.
         parameters: the model's own, by the same names; a copy without a parameter is a vector for each row.

@@ -7,14 +7,12 @@ from collections.abc import Iterator
 from torch import nn
 
 from lact_asr.errors import InputError
+from lact_asr.inference.ttt_names import FEATURE_OFFSET, PARAMETER_GROUPS
 from lact_asr.lact_layer import InitialFastWeights
 
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.BatchNorm1d)
 FRONT_END_NAMES = ("front_end", "feature_extractor")  # ours, and Transformers' name for it
 OUTPUT_NAMES = ("ctc_head", "lm_head")
-
-PARAMETER_GROUPS = ("fast_weights", "norms", "front_end", "output")
-FEATURE_OFFSET = "feature_offset"  # no parameter of the model: a vector added to every frame of the front end's output
 
 
 def select_parameters(model: nn.Module, groups: tuple[str, ...]) -> dict[str, nn.Parameter]:

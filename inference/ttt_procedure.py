@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from lact_asr.errors import InputError
 from lact_asr.inference.ttt_copies import feature_offset, parameter_copies, takes_copies_of_rows
+from lact_asr.inference.ttt_names import FEATURE_OFFSET, OPTIMIZERS
 from lact_asr.inference.ttt_objectives import all_finite, is_silent
-from lact_asr.inference.ttt_optimizers import OPTIMIZERS, make_ttt_optimizer
-from lact_asr.inference.ttt_parameters import FEATURE_OFFSET, front_end_of, select_parameters
+from lact_asr.inference.ttt_optimizers import make_ttt_optimizer
+from lact_asr.inference.ttt_parameters import front_end_of, select_parameters
 from lact_asr.inference.ttt_step import Rows, StepView, WeightedSum, draw_row_masks
 from lact_asr.modeling_hybrid_asr import HybridASRForCTC
 
@@ -57,6 +58,8 @@ class TTTSettings:
         loss = self.loss
         if self.optimizer not in OPTIMIZERS:
             raise InputError(f"Unknown TTT optimizer {self.optimizer!r}; choose {', '.join(OPTIMIZERS)}.")
+        if self.optimizer == "sgd" and self.learning_rate is None:
+            raise InputError("TTT with sgd needs a learning rate: the default ones are AdamW's.")
         if self.steps < 0:
             raise InputError(f"TTT needs 0 or more steps, not {self.steps}.")
         if self.learning_rate is not None and not 0 < self.learning_rate <= HIGHEST_LEARNING_RATE:
@@ -156,8 +159,8 @@ class TestTimeTrainer:
     def adapt_batch(self, input_values: Tensor, attention_mask: Tensor | None = None) -> list[TTTOutcome]:
         """Adapt to each row by itself: [B, samples] -> B outcomes. Padding, and who else is in the batch, changes nothing.
 
-        All rows take their steps at once, each on copies of its own. Where that cannot be (a loss in chunks, or a
-        Transformers model whose group norm would see the padding), one after the other.
+        All rows take their steps at once, each on copies of its own. Where that cannot be (a loss in chunks, or rows of
+        different lengths for a Transformers model), one after the other.
 
         Args:
             input_values: [B, samples] float, normalised by the processor.
@@ -179,13 +182,17 @@ class TestTimeTrainer:
     def _takes_batches(self, ragged: bool) -> bool:
         if self.settings.chunk_size != -1 or not takes_copies_of_rows(self.model, self.parameters):
             return False
-        sees_padding = getattr(self.model.config, "feat_extract_norm", "layer") == "group"
-        return not ragged or isinstance(self.model, HybridASRForCTC) or not sees_padding
+        # Several Transformers models let padding into their convolutions or norms.
+        return not ragged or isinstance(self.model, HybridASRForCTC)
 
     def _adapt_rows(self, input_values: Tensor, attention_mask: Tensor | None) -> list[TTTOutcome]:
         """Steps and final pass of rows that are adapted at once."""
         # A caller's inference mode would leave nothing to differentiate.
-        with torch.inference_mode(False), self._copies(len(input_values)) as copies:
+        with (
+            torch.inference_mode(False),
+            _uncached_autocast(input_values.device),
+            self._copies(len(input_values)) as copies,
+        ):
             input_values, attention_mask = (
                 input_values.clone(),
                 None if attention_mask is None else attention_mask.clone(),
@@ -253,6 +260,11 @@ class TestTimeTrainer:
                 view = self._view(rows, before, frames, samples, generators)
                 share = (frames.stop - frames.start) / before.logits.shape[1]
                 losses = share * self.loss.losses(view)[adapting]
+                if not losses.requires_grad:
+                    groups = ", ".join(self.settings.parameters or ())
+                    raise InputError(
+                        f"The TTT loss {self.settings.loss_type} does not depend on what adapts ({groups})."
+                    )
                 losses.sum().backward()  # each row's loss depends on its own copies only
                 totals += losses.detach().cpu()
         return totals.tolist()
@@ -304,6 +316,12 @@ class TestTimeTrainer:
         if is_silent(adapted, self.blank_id):
             return "the adapted output collapsed to blanks"
         return ""
+
+
+def _uncached_autocast(device: torch.device) -> torch.autocast:
+    """The caller's autocast, without its cache: that would keep the 16-bit copies of weights that have since changed."""
+    enabled = torch.is_autocast_enabled(device.type)
+    return torch.autocast(device.type, torch.get_autocast_dtype(device.type), enabled=enabled, cache_enabled=False)
 
 
 def _frame_geometry(config) -> tuple[int, int]:

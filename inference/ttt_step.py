@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from lact_asr.errors import InputError
+from lact_asr.inference.ttt_names import parse_loss
 from lact_asr.inference.ttt_objectives import (
     class_confusion,
     generalised_entropy,
@@ -98,7 +97,6 @@ class Objective:
 
     Attributes:
         losses: of a step's view, [B].
-        help: what it is, in a few words.
         masks: whether it hides frames, which a model must know how to do.
         head: whether it needs the masked-prediction head.
         parameters: what adapts, unless the user says otherwise.
@@ -106,7 +104,6 @@ class Objective:
     """
 
     losses: Callable[[StepView], Tensor]
-    help: str
     masks: bool = False
     head: bool = False
     parameters: tuple[str, ...] = ("norms", "front_end")
@@ -116,21 +113,14 @@ class Objective:
 # The rates: of "entropy" chosen on development data (docs/results.md), of the others not measured on a trained model yet.
 OBJECTIVES: dict[str, Objective] = {
     "masked_prediction": Objective(
-        _masked_prediction, "the model's own head predicts hidden frames (needs --enable_ttt in training)",
-        masks=True, head=True, parameters=("norms",), learning_rate=1e-3,
+        _masked_prediction, masks=True, head=True, parameters=("norms",), learning_rate=1e-3
     ),
-    "entropy": Objective(_of_logits(suta_objective), "SUTA: entropy of non-blank frames and class confusion"),
-    "tent": Objective(
-        _of_logits(lambda logits, _: tent_objective(logits)), "plain entropy of all frames", parameters=("norms",)
-    ),
-    "class_confusion": Objective(
-        _of_logits(lambda logits, _: class_confusion(logits.float())), "minimum class confusion alone"
-    ),
-    "generalised_entropy": Objective(
-        _of_logits(generalised_entropy), "SGEM on the greedy path: Rényi entropy and negative sampling"
-    ),
-    "consistency": Objective(_consistency, "two masked views must agree (CR-CTC)", masks=True),
-}  # fmt: skip
+    "entropy": Objective(_of_logits(suta_objective)),
+    "tent": Objective(_of_logits(lambda logits, _: tent_objective(logits)), parameters=("norms",)),
+    "class_confusion": Objective(_of_logits(lambda logits, _: class_confusion(logits.float()))),
+    "generalised_entropy": Objective(_of_logits(generalised_entropy)),
+    "consistency": Objective(_consistency, masks=True),
+}
 
 
 @dataclass(frozen=True)
@@ -145,24 +135,8 @@ class WeightedSum:
 
     @classmethod
     def parse(cls, text: str) -> WeightedSum:
-        """Read ``[WEIGHT*]NAME[+[WEIGHT*]NAME…]``.
-
-        Raises:
-            InputError: an unknown name, or a weight that is no positive number.
-        """
-        terms = []
-        for term in text.split("+"):
-            weight, times, name = (part.strip() for part in term.rpartition("*"))
-            if name not in OBJECTIVES:
-                raise InputError(f"Unknown TTT loss {name!r}; choose {', '.join(OBJECTIVES)}, or a sum of them.")
-            try:
-                value = float(weight) if times else 1.0
-            except ValueError:
-                value = math.nan
-            if not 0 < value < math.inf:
-                raise InputError(f"The weight {weight!r} of the TTT loss {name} is not a number above 0.")
-            terms.append((value, OBJECTIVES[name]))
-        return cls(tuple(terms))
+        """What `lact_asr.inference.ttt_names.parse_loss` reads; raises as it does."""
+        return cls(tuple((weight, OBJECTIVES[name]) for weight, name in parse_loss(text)))
 
     @property
     def masks(self) -> bool:

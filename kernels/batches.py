@@ -32,6 +32,14 @@ def flatten_matrices(matrices: Tensor, leading: torch.Size) -> Tensor:
     return matrices.reshape(torch.Size(own).numel(), *matrices.shape[-2:]).contiguous()
 
 
+def flatten_weights(weights: tuple[Tensor, ...], leading: torch.Size) -> list[Tensor]:
+    """`flatten_matrices` of matrices that a kernel counts together: all as few as each, or all as many as ``leading``."""
+    flat = [flatten_matrices(weight, leading) for weight in weights]
+    if len({len(weight) for weight in flat}) == 1:
+        return flat
+    return [weight.repeat(leading.numel() // len(weight), 1, 1) for weight in flat]
+
+
 def sum_over_repeats(derivatives: Tensor, count: int) -> Tensor:
     """The derivative of ``count`` matrices that matrix i of a batch met as number i mod count: [k · count, m, n] -> [count, m, n]."""
     return derivatives if derivatives.shape[0] == count else derivatives.unflatten(0, (-1, count)).sum(0)

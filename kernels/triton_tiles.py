@@ -49,6 +49,26 @@ def store_block(pointer, block, rows, columns, row_limit, column_limit, row_stri
 
 
 @triton.jit
+def load_rates(learning_rates, index, tokens, num_tokens, length):
+    """η0, η1, η2 of some tokens, float32; 0 from the row's length on."""
+    rates = learning_rates + (index.to(tl.int64) * num_tokens + tokens) * 3
+    real = tokens < length
+    rate0 = tl.load(rates, mask=real, other=0.0).to(tl.float32)
+    rate1 = tl.load(rates + 1, mask=real, other=0.0).to(tl.float32)
+    rate2 = tl.load(rates + 2, mask=real, other=0.0).to(tl.float32)
+    return rate0, rate1, rate2
+
+
+@triton.jit
+def silu_derivatives(gate):
+    """SiLU, its first and its second derivative."""
+    sigmoid = tl.sigmoid(gate)
+    slope = sigmoid * (1.0 + gate * (1.0 - sigmoid))
+    curvature = sigmoid * (1.0 - sigmoid) * (2.0 + gate * (1.0 - 2.0 * sigmoid))
+    return gate * sigmoid, slope, curvature
+
+
+@triton.jit
 def lower_tile(index):
     """The index-th tile of a lower triangle, row by row -> (tile row, tile column ≤ tile row)."""
     row = ((tl.sqrt(8.0 * index + 1.0) - 1.0) * 0.5).to(tl.int32)

@@ -44,7 +44,7 @@ class LaCTLayer(nn.Module):
 
         Args:
             hidden_states: [B, T, hidden_size], any float dtype.
-            frame_mask: [B, T] bool, true for real frames; the others change nothing.
+            frame_mask: [B, T] bool, true for real frames, which come first in each row; the others change nothing.
             allowed_pairs: of `lact_asr.attention.allowed_pairs`; None lets every frame attend to every frame.
             state: fast weights to start from; None starts from the layer's learned initial weights.
 
@@ -82,10 +82,7 @@ class LaCTLayer(nn.Module):
             for tensor in (queries, keys, values)
         )
         queries, keys = functional.normalize(queries, dim=-1), functional.normalize(keys, dim=-1)
-        # A learning rate of 0 removes a padded token only where its key and value are finite: 0 * NaN is NaN.
-        padding = ~frame_mask[:, None, :, None]
-        keys, values = keys.masked_fill(padding, 0.0), values.masked_fill(padding, 0.0)
-        learning_rates = self._learning_rates(hidden_states).masked_fill(padding, 0.0)
+        learning_rates = self._learning_rates(hidden_states)
         if dtype in (torch.float16, torch.bfloat16) and self.config.use_muon:
             # Muon knows only ratios of learning rates. At 0.01, float16 would lose small gradients, and overflow in theirs.
             learning_rates = learning_rates / self.config.fast_weight_lr_init
@@ -131,7 +128,8 @@ class LaCTLayer(nn.Module):
         frame_mask: Tensor, norms: Weights,
     ) -> FastWeightState:  # fmt: skip
         """One step of the fast weights on one chunk."""
-        gradients = fast_weight_gradients(state.weights, keys, values, learning_rates)
+        lengths = frame_mask.sum(1)  # real frames come first
+        gradients = fast_weight_gradients(state.weights, keys, values, learning_rates, lengths)
         beta = self._momentum_decay(hidden_states, frame_mask)
         weights, momenta = muon_step(
             state.weights, gradients, norms, state.momentum, beta, orthogonalise=self.config.use_muon

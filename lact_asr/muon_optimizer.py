@@ -1,4 +1,4 @@
-"""Muon for the blocks' matrices, AdamW for everything else, as one optimiser."""
+"""Muon for matrices and AdamW for everything else, as one optimiser."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class MuonAdamW(torch.optim.AdamW):
         if closure is not None:
             raise ValueError("MuonAdamW takes no closure")
         for group in self.param_groups:
-            if group["muon"]:
+            if group.get("muon"):  # training states from before this optimiser say nothing
                 self._muon_step(group)
         return super().step()
 

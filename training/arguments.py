@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TypeVar
 
 from lact_asr.audio import MIN_SAMPLES
-from lact_asr.training.optimization import OPTIMIZERS
 
 Number = TypeVar("Number", int, float)
 
@@ -168,9 +167,9 @@ def _add_optimisation(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--optimizer",
-        choices=OPTIMIZERS,
+        choices=("adamw", "muon"),
         default="adamw",
-        help="muon: Muon for the matrices of the blocks, AdamW for the rest, at the same learning rate (default: %(default)s)",
+        help="muon: Muon for the matrices behind the front end but the output layer's, AdamW for the rest, at the same learning rate (default: %(default)s)",
     )
     group.add_argument("--peak_lr", type=_positive_float, default=5e-4, help="default: %(default)s")
     group.add_argument(

@@ -11,7 +11,6 @@ from lact_asr.muon_optimizer import MuonAdamW
 
 SCHEDULE_START = 0.10  # share of the peak at the first step
 SCHEDULE_END = 0.01  # share of the peak at the last step
-OPTIMIZERS = ("adamw", "muon")
 
 
 def schedule_factor(step: int, warmup_steps: int, total_steps: int) -> float:

@@ -19,7 +19,7 @@ from lact_asr.kernels.column_chunks import (
     store_chunks,
     zero_chunks,
 )
-from lact_asr.kernels.triton_tiles import Tiles, dot_precision
+from lact_asr.kernels.triton_tiles import Tiles, dot_precision, silu_derivatives
 
 TILES = Tiles(tokens=128, hidden=32, warps=8, stages=2)
 QUERIES_TILES = Tiles(tokens=32, hidden=64, warps=8, stages=2)
@@ -71,10 +71,9 @@ def swiglu_queries_kernel(
         gate = inner_products(query_rows, w0_rows, BLOCK_TOKENS, BLOCK_HIDDEN, CHUNKS, PRECISION)
         up = inner_products(query_rows, w2_rows, BLOCK_TOKENS, BLOCK_HIDDEN, CHUNKS, PRECISION)
         down = inner_products(upstream_rows, w1_rows, BLOCK_TOKENS, BLOCK_HIDDEN, CHUNKS, PRECISION)
-        sigmoid = tl.sigmoid(gate)
-        slope = sigmoid * (1.0 + gate * (1.0 - sigmoid))
+        activated, slope, _ = silu_derivatives(gate)
         total = add_product(total, down * up * slope, w0_rows, CHUNKS, PRECISION)
-        total = add_product(total, down * gate * sigmoid, w2_rows, CHUNKS, PRECISION)
+        total = add_product(total, down * activated, w2_rows, CHUNKS, PRECISION)
     store_chunks(out + token_offset, total, tokens, num_tokens, d, d, 1, CHUNKS, WIDTH)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lact_asr.kernels.batches import fits_on_chip, flatten_matrices
+from lact_asr.kernels.batches import fits_on_chip, flatten_matrices, flatten_weights
 from lact_asr.kernels.fast_weight_apply import on_chip, reference, triton_kernels
 from lact_asr.kernels.fast_weight_gradients.operation import fast_weight_gradients
 from lact_asr.kernels.recomputation import gradients_by_recomputation
@@ -25,7 +25,7 @@ def fast_weight_apply(weights: tuple[Tensor, Tensor, Tensor], queries: Tensor) -
         [..., L, d] in the queries' dtype.
     """
     leading = queries.shape[:-2]
-    w0, w1, w2 = (flatten_matrices(weight, leading).to(queries.dtype) for weight in weights)
+    w0, w1, w2 = (weight.to(queries.dtype) for weight in flatten_weights(weights, leading))
     return _fast_weight_apply(w0, w1, w2, flatten_matrices(queries, leading)).view(queries.shape)
 
 

@@ -11,7 +11,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lact_asr.kernels.triton_tiles import block_size, dot_precision, load_block, store_block
+from lact_asr.kernels.triton_tiles import (
+    block_size,
+    dot_precision,
+    load_block,
+    load_rates,
+    silu_derivatives,
+    store_block,
+)
 
 
 @triton.jit
@@ -45,13 +52,9 @@ def hidden_gradients_kernel(
             gate = tl.dot(key_block, tl.trans(w0_block), gate, input_precision=PRECISION)
             up = tl.dot(key_block, tl.trans(w2_block), up, input_precision=PRECISION)
             down = tl.dot(value_block, w1_block, down, input_precision=PRECISION)
-    rates = learning_rates + (index.to(tl.int64) * num_tokens + tokens) * 3
-    rate0 = tl.load(rates, mask=tokens < length, other=0.0).to(tl.float32)
-    rate1 = tl.load(rates + 1, mask=tokens < length, other=0.0).to(tl.float32)
-    rate2 = tl.load(rates + 2, mask=tokens < length, other=0.0).to(tl.float32)
-    sigmoid = tl.sigmoid(gate)
-    activated = gate * sigmoid
-    through_gate = down * up * sigmoid * (1.0 + gate * (1.0 - sigmoid)) * rate0[:, None]
+    rate0, rate1, rate2 = load_rates(learning_rates, index, tokens, num_tokens, length)
+    activated, slope, _ = silu_derivatives(gate)
+    through_gate = down * up * slope * rate0[:, None]
     offset = index.to(tl.int64) * num_tokens * dh
     store_block(hidden0 + offset, through_gate, tokens, hidden, num_tokens, dh, dh, 1)
     store_block(hidden1 + offset, activated * up * rate1[:, None], tokens, hidden, num_tokens, dh, dh, 1)

@@ -19,20 +19,9 @@ from lact_asr.kernels.column_chunks import (
     store_chunks,
     zero_chunks,
 )
-from lact_asr.kernels.triton_tiles import Tiles, dot_precision
+from lact_asr.kernels.triton_tiles import Tiles, dot_precision, load_rates, silu_derivatives
 
 TILES = Tiles(tokens=32, hidden=32, warps=8, stages=3)
-
-
-@triton.jit
-def load_rates(learning_rates, index, tokens, num_tokens, length):
-    """η0, η1, η2 of some tokens, float32; 0 from the row's length on."""
-    rates = learning_rates + (index.to(tl.int64) * num_tokens + tokens) * 3
-    real = tokens < length
-    rate0 = tl.load(rates, mask=real, other=0.0).to(tl.float32)
-    rate1 = tl.load(rates + 1, mask=real, other=0.0).to(tl.float32)
-    rate2 = tl.load(rates + 2, mask=real, other=0.0).to(tl.float32)
-    return rate0, rate1, rate2
 
 
 @triton.jit
@@ -66,9 +55,7 @@ def gradients_kernel(
         up = inner_products(w2_rows, key_rows, BLOCK_HIDDEN, BLOCK_TOKENS, CHUNKS, PRECISION)
         down = inner_products(w1_rows, value_rows, BLOCK_HIDDEN, BLOCK_TOKENS, CHUNKS, PRECISION)
         rate0, rate1, rate2 = load_rates(learning_rates, index, tokens, num_tokens, length)
-        sigmoid = tl.sigmoid(gate)
-        activated = gate * sigmoid
-        slope = sigmoid * (1.0 + gate * (1.0 - sigmoid))
+        activated, slope, _ = silu_derivatives(gate)
         total0 = add_product(total0, down * up * slope * rate0[None, :], key_rows, CHUNKS, PRECISION)
         total1 = add_product(total1, activated * up * rate1[None, :], value_rows, CHUNKS, PRECISION)
         total2 = add_product(total2, down * activated * rate2[None, :], key_rows, CHUNKS, PRECISION)

@@ -26,20 +26,10 @@ from lact_asr.kernels.column_chunks import (
     store_chunks,
     zero_chunks,
 )
-from lact_asr.kernels.fast_weight_gradients.on_chip import load_rates
-from lact_asr.kernels.triton_tiles import Tiles, dot_precision
+from lact_asr.kernels.triton_tiles import Tiles, dot_precision, load_rates, silu_derivatives
 
 WEIGHTS_TILES = Tiles(tokens=64, hidden=32, warps=8, stages=2)
 TOKENS_TILES = Tiles(tokens=16, hidden=32, warps=8, stages=2)
-
-
-@triton.jit
-def silu_derivatives(gate):
-    """SiLU, its first and its second derivative."""
-    sigmoid = tl.sigmoid(gate)
-    slope = sigmoid * (1.0 + gate * (1.0 - sigmoid))
-    curvature = sigmoid * (1.0 - sigmoid) * (2.0 + gate * (1.0 - 2.0 * sigmoid))
-    return gate * sigmoid, slope, curvature
 
 
 @triton.jit

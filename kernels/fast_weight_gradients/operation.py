@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lact_asr.kernels.batches import fits_on_chip, flatten_matrices, sum_over_repeats
+from lact_asr.kernels.batches import fits_on_chip, flatten_matrices, flatten_weights, sum_over_repeats
 from lact_asr.kernels.fast_weight_gradients import on_chip_backward, reference, triton_kernels
 from lact_asr.kernels.recomputation import gradients_by_recomputation
 
@@ -36,7 +36,7 @@ def fast_weight_gradients(
         keys, values, learning_rates = (
             reference.without_padding(tokens, lengths) for tokens in (keys, values, learning_rates)
         )
-    w0, w1, w2 = (flatten_matrices(weight, leading).to(keys.dtype) for weight in weights)
+    w0, w1, w2 = (weight.to(keys.dtype) for weight in flatten_weights(weights, leading))
     tokens = [flatten_matrices(tokens, leading) for tokens in (keys, values, learning_rates.to(keys.dtype))]
     found = _fast_weight_gradients(w0, w1, w2, *tokens, lengths)
     return tuple(gradient.view(*leading, *gradient.shape[-2:]) for gradient in found)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -70,7 +72,7 @@ def test_without_a_gpu_the_default_says_so():
 def test_nothing_but_torch_and_transformers_is_needed():
     # The GPU machine has no audio readers, no corpus tools and no decoders.
     hidden = ("soundfile", "soxr", "lhotse", "jiwer", "kenlm", "pyctcdecode", "kaldingram", "espeakng_loader")
-    code = f"import sys; sys.modules.update(dict.fromkeys({hidden})); import benchmarks.kernels, benchmarks.model; import lact_asr.inference.ttt_procedure"
+    code = f"import sys; sys.modules.update(dict.fromkeys({hidden})); import benchmarks.kernels, benchmarks.model, benchmarks.tiles; import lact_asr.inference.ttt_procedure"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
 
@@ -94,6 +96,33 @@ def test_flops_are_those_of_the_products():
     products = 5 + 2 + 2 + 2 * 3 + 4
     assert costs.gram_form_flops(1, 64, 128) == 2 * 64 * 64 * 128 * 2 + products * 2 * 64**3
     assert costs.gram_form_flops(64, 192, 1536) < 0.35 * costs.newton_schulz_flops(64, 192, 1536)
+
+
+def test_derivatives_of_the_fast_network_by_their_products():
+    unit = 2 * 3 * 5 * 7 * 11
+    assert costs.gradients_flops(3, 5, 7, 11) == 6 * unit
+    assert costs.gradients_flops(3, 5, 7, 11, "stored") == 18 * unit
+    assert costs.gradients_flops(3, 5, 7, 11, "on chip") == (6 + 6 + 3 + 6 + 6) * unit
+    assert costs.apply_flops(3, 5, 7, 11) == 3 * unit
+    assert costs.apply_flops(3, 5, 7, 11, "on chip") == (3 + 3 + 3 + 3 + 2) * unit
+
+
+@pytest.mark.slow
+def test_tile_sizes_are_timed_and_reported(tmp_path):
+    """In the interpreter, on tiny shapes, the defaults and one other choice: a check of the script, not of times."""
+    pytest.importorskip("triton", reason="the package triton is not installed: pip install lact-asr[triton]")
+    from benchmarks import tiles
+    from lact_asr.kernels.triton_tiles import Tiles
+
+    args = argparse.Namespace(utterances=1, heads=1, frames=20, head_dim=16, width=32, budget_seconds=0.0)
+    kept = []
+    with mock.patch.object(tiles, "grid", return_value=[Tiles(16, 16, 4, 1)]):
+        results = tiles.run(args, torch.device("cpu"), lambda results: kept.append(len(results)))
+    assert kept == [1, 3, 4, 6, 8, 10, 12]
+    assert not [entry for entry in results if "failure" in entry]
+    lines = list(tiles.report(results))
+    assert sum("(default)" in line for line in lines) == 7
+    assert {"gradients", "apply", "gradients, of tokens"} < set(lines)
 
 
 def test_targets_come_first():

@@ -306,6 +306,13 @@ FLAGS = {
         {"checkpoint": "no_head.pt", "use_ttt": True, "ttt_loss_type": "masked_prediction"},
         "no masked-prediction head",
     ),
+    "unknown TTT loss": ({"ttt_loss_type": "magic"}, "Unknown TTT loss 'magic'"),
+    "TTT loss of nothing that adapts": (
+        {"use_ttt": True, "ttt_loss_type": "masked_prediction", "ttt_parameters": "output"},
+        "does not depend on what adapts (output)",
+    ),
+    "TTT with sgd": ({"use_ttt": True, "ttt_optimizer": "sgd"}, "needs a learning rate"),
+    "no batch": ({"batch_size": 0}, "--batch_size must be 1 or more, not 0"),
     "unknown TTT parameters": ({"use_ttt": True, "ttt_parameters": "norms,brain"}, "Unknown parameter group 'brain'"),
     "TTT mask share": ({"use_ttt": True, "ttt_mask_prob": 1.5}, "between 0 and 1, not 1.5"),
     "TTT chunks": ({"use_ttt": True, "ttt_chunk_size": 2}, "no room for masks of 3"),
@@ -386,7 +393,7 @@ def test_bad_flags(name, transcribe, folder):
 def test_unknown_flags_and_choices_are_argparses(folder, capsys):
     from lact_asr.inference.hybrid_asr_inference import main
 
-    for flags in (["--beams", "3"], ["--ttt_loss_type", "magic"], ["--beam_size", "many"]):
+    for flags in (["--beams", "3"], ["--ttt_optimizer", "magic"], ["--beam_size", "many"]):
         with pytest.raises(SystemExit) as stopped:
             main(["--checkpoint", "best_model.pt", "--audio_file", "good.wav", *flags])
         assert stopped.value.code == EXIT_BAD_INPUT

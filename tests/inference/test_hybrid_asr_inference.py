@@ -18,7 +18,6 @@ from lact_asr.checkpoint import load_checkpoint
 from lact_asr.inference.evaluation import read_results
 from lact_asr.inference.hybrid_asr_inference import main
 from lact_asr.inference.language_model import load_language_model
-from lact_asr.inference.ttt_procedure import LOSS_TYPES
 
 ROOT = Path(__file__).parents[2]
 REAL_DATA = Path(os.environ.get("LACT_ASR_DATA", ROOT.parent / "shared" / "data"))
@@ -198,7 +197,7 @@ def test_tuned_weights_beside_the_checkpoint(transcribe, with_language_model, au
 # Test-time training
 
 
-@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+@pytest.mark.parametrize("loss_type", ["masked_prediction", "entropy", "tent+0.5*consistency"])
 def test_ttt_shows_both_transcripts(transcribe, saved_checkpoint, audio, tmp_path, loss_type):
     paths = [audio.write(tmp_path / f"{number}.wav", seed=number) for number in range(2)]
     flags = ["--checkpoint", saved_checkpoint, "--audio_file", *paths, "--greedy"]
@@ -208,7 +207,7 @@ def test_ttt_shows_both_transcripts(transcribe, saved_checkpoint, audio, tmp_pat
         "--output", tmp_path / "r.jsonl",
     )  # fmt: skip
     assert adapted.code == 0
-    assert f"TTT: {loss_type}, 2 steps at 0.01 on norms" in adapted.err
+    assert f"TTT: {loss_type}, 2 steps of adamw at 0.01 on norms" in adapted.err
     shown = transcripts(adapted.out)
     for path, result in zip(map(str, paths), read_results(tmp_path / "r.jsonl"), strict=True):
         assert shown[f"{path} (without TTT)"] == plain[path] == result.hypothesis_without_ttt
@@ -218,9 +217,9 @@ def test_ttt_shows_both_transcripts(transcribe, saved_checkpoint, audio, tmp_pat
 def test_ttt_defaults_come_from_the_model(transcribe, saved_checkpoint, audio, tmp_path):
     path = audio.write(tmp_path / "a.wav")
     flags = ["--checkpoint", saved_checkpoint, "--audio_file", path, "--greedy", "--use_ttt"]
-    assert "TTT: masked_prediction, 1 step at 0.001 on norms." in transcribe(*flags).err
+    assert "TTT: masked_prediction, 1 step of adamw at 0.001 on norms." in transcribe(*flags).err
     entropy = transcribe(*flags, "--ttt_loss_type", "entropy", "--ttt_chunk_size", 12)
-    assert "TTT: entropy, 1 step at 0.002 on norms,front_end." in entropy.err
+    assert "TTT: entropy, 1 step of adamw at 0.002 on norms,front_end." in entropy.err
     outputs = {
         transcribe(*flags, "--ttt_steps", 2, "--ttt_learning_rate", 1e-2, *more).out
         for more in ([], ["--ttt_mask_prob", 0.5], ["--ttt_parameters", "fast_weights, output"], ["--seed", 1])

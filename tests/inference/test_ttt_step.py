@@ -7,8 +7,13 @@ import torch
 from transformers import Wav2Vec2Config, Wav2Vec2ForCTC
 
 from lact_asr.errors import InputError
+from lact_asr.inference.ttt_names import LOSSES
 from lact_asr.inference.ttt_procedure import TestTimeTrainer, TTTSettings
 from lact_asr.inference.ttt_step import OBJECTIVES, Rows, StepView, WeightedSum, draw_row_masks
+
+
+def test_every_name_has_its_objective():
+    assert list(LOSSES) == list(OBJECTIVES)
 
 
 @pytest.mark.parametrize(

@@ -106,13 +106,17 @@ def test_weight_decay_shrinks_matrices_and_leaves_vectors(model):
         torch.testing.assert_close(parameter.detach(), shrunk, rtol=1e-6, atol=0)
 
 
-def test_muon_takes_the_blocks_matrices_and_nothing_else(model):
+def test_muon_takes_the_matrices_between_front_end_and_output_and_nothing_else(model):
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     groups = parameter_groups(model, PEAK_LR, 0.1, 0.01, muon=True)
     assert sum(len(group["params"]) for group in groups) == len(names)
     muon = {names[id(p)]: p for group in groups if group["muon"] for p in group["params"]}
-    assert all(p.ndim in (2, 3) and not name.startswith(("front_end.", "ctc_head.")) for name, p in muon.items())
-    assert {"blocks.0.layer.qkv.weight", "blocks.0.layer.fast_weights.w1", "blocks.0.feed_forward.1.weight"} < set(muon)
+    layer = {f"layer.{name}.weight" for name in ("qkv", "learning_rate_proj", "fast_gate", "output")}
+    layer |= {f"layer.fast_weights.{name}" for name in ("w0", "w1", "w2")}
+    assert set(muon) == {
+        "feature_projection.weight", "masked_prediction.predictor.0.weight", "masked_prediction.predictor.2.weight",
+        *(f"blocks.0.{name}" for name in (*layer, "feed_forward.1.weight", "feed_forward.4.weight")),
+    }  # fmt: skip
     assert [group["name"] for group in groups if group["muon"]] == ["transformer_muon"]
 
 

@@ -62,6 +62,21 @@ def test_the_operators_backward_in_16_bits(device, shared, wanted, relative_erro
         assert relative_error(mine, expected) < 5e-3
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])  # on chip, and by hidden arrays
+def test_weights_of_different_batch_dimensions(device, dtype, relative_error):
+    from lact_asr.kernels.fast_weight_apply.operation import fast_weight_apply
+
+    (w0, w1, w2), queries = inputs(6, 21, 16, 24, weight_count=6)
+    weights = [w0.view(3, 2, 24, 16), w1.view(3, 2, 16, 24)[:1], w2[0]]
+    weights, queries = [w.to(dtype).requires_grad_() for w in weights], queries.view(3, 2, 21, 16).to(dtype)
+    expected = reference(tuple(w.double() for w in weights), queries.double())
+    found = fast_weight_apply(tuple(w.to(device) for w in weights), queries.to(device))
+    assert relative_error(found, expected) < 2e-3
+    exact = torch.autograd.grad(expected.sin().sum(), weights)
+    for mine, other in zip(torch.autograd.grad(found.double().cpu().sin().sum(), weights), exact, strict=True):
+        assert relative_error(mine, other) < 5e-3
+
+
 def test_no_tokens(device):
     from lact_asr.kernels.fast_weight_apply.operation import fast_weight_apply
 

@@ -1,0 +1,40 @@
+"""The words of test-time training's flags, in a module that imports nothing heavy: `--help` answers at once."""
+
+from __future__ import annotations
+
+import math
+
+from lact_asr.errors import InputError
+
+LOSSES = {
+    "masked_prediction": "the model's own head predicts hidden frames (needs --enable_ttt in training)",
+    "entropy": "SUTA: entropy of non-blank frames and class confusion",
+    "tent": "plain entropy of all frames",
+    "class_confusion": "minimum class confusion alone",
+    "generalised_entropy": "SGEM on the greedy path: Rényi entropy and negative sampling",
+    "consistency": "two masked views must agree (CR-CTC)",
+}
+PARAMETER_GROUPS = ("fast_weights", "norms", "front_end", "output")
+FEATURE_OFFSET = "feature_offset"  # no parameter of the model: a vector added to every frame of the front end's output
+OPTIMIZERS = ("adamw", "sgd", "muon")
+
+
+def parse_loss(text: str) -> tuple[tuple[float, str], ...]:
+    """Read a loss or a weighted sum, ``[WEIGHT*]NAME[+[WEIGHT*]NAME…]``, as (weight, name) in the order written.
+
+    Raises:
+        InputError: an unknown name, or a weight that is no positive number.
+    """
+    terms = []
+    for term in text.split("+"):
+        weight, times, name = (part.strip() for part in term.rpartition("*"))
+        if name not in LOSSES:
+            raise InputError(f"Unknown TTT loss {name!r}; choose {', '.join(LOSSES)}, or a sum of them.")
+        try:
+            value = float(weight) if times else 1.0
+        except ValueError:
+            value = math.nan
+        if not 0 < value < math.inf:
+            raise InputError(f"The weight {weight!r} of the TTT loss {name} is not a number above 0.")
+        terms.append((value, name))
+    return tuple(terms)
