@@ -32,6 +32,7 @@ TRAINING_FLAGS = {
     "--val_subset": "dev-generated",
     "--test_subset": "test-generated",
     "--batch_size": 4,
+    "--optimizer": "muon",
     "--peak_lr": 2e-3,
     "--warmup_steps": 150,
     "--front_end_warm_start_steps": 700,
