@@ -36,8 +36,8 @@ TRAINING_FLAGS = {
     "--peak_lr": 2e-3,
     "--warmup_steps": 150,
     "--front_end_warm_start_steps": 700,
-    "--eval_steps": 360,
-    "--save_steps": 360,
+    "--eval_steps": 350,
+    "--save_steps": 350,
     "--logging_steps": 50,
 }
 
@@ -68,7 +68,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--output_dir", type=Path, default=Path("demo_output"), help="default: %(default)s")
     parser.add_argument("--hours", type=float, default=1.4, help="of generated speech (default: %(default)s)")
     parser.add_argument(
-        "--max_steps", type=int, default=1800, help="of training (default: %(default)s, seven minutes on two cores)"
+        "--max_steps", type=int, default=1400, help="of training (default: %(default)s, seven minutes on two cores)"
     )
     parser.add_argument(
         "--noise_dir", type=Path, default=None, help="folder of real noise recordings (default: pink noise is made)"
