@@ -15,8 +15,8 @@ from transformers import Wav2Vec2Config, Wav2Vec2ForCTC, WavLMConfig, WavLMForCT
 from lact_asr.errors import InputError
 from lact_asr.fast_weight_ops import newton_schulz
 from lact_asr.inference.ttt_copies import parameter_copies
+from lact_asr.inference.ttt_names import OPTIMIZERS
 from lact_asr.inference.ttt_objectives import suta_objective
-from lact_asr.inference.ttt_optimizers import OPTIMIZERS
 from lact_asr.inference.ttt_parameters import FEATURE_OFFSET, PARAMETER_GROUPS
 from lact_asr.inference.ttt_procedure import TestTimeTrainer, TTTOutcome, TTTSettings
 from lact_asr.inference.ttt_step import OBJECTIVES, Rows
@@ -411,8 +411,8 @@ def test_transformers_models(waveform, classes, norm):
     assert torch.equal(torch.get_rng_state(), random_state)
     assert model.training
     rows = [waveform(0, 0.7), waveform(1, 0.5)]
-    for outcome, row in zip(adapter.adapt_batch(*padded(rows)), rows, strict=True):
-        assert torch.equal(outcome.logits, adapter.adapt(row).logits)
+    for found, row in zip(adapter.adapt_batch(*padded(rows)), rows, strict=True):
+        assert torch.equal(found.logits, adapter.adapt(row).logits)
     in_pieces = trainer(model, chunk_size=10).adapt(waveform())
     assert in_pieces.logits.shape == outcome.logits.shape
 
