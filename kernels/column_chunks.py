@@ -44,6 +44,26 @@ def store_chunks(
 
 
 @triton.jit
+def load_unit_rows(first, second, third, offset, hidden, dh, d, CHUNKS: tl.constexpr, WIDTH: tl.constexpr):
+    """What belongs to some hidden units, a row each, of three matrices shaped as W0 [dh, d], W1 [d, dh] and W2 [dh, d]."""
+    first_rows = load_chunks(first + offset, hidden, dh, d, d, 1, CHUNKS, WIDTH)
+    second_rows = load_chunks(second + offset, hidden, dh, d, 1, dh, CHUNKS, WIDTH)
+    third_rows = load_chunks(third + offset, hidden, dh, d, d, 1, CHUNKS, WIDTH)
+    return first_rows, second_rows, third_rows
+
+
+@triton.jit
+def store_unit_rows(
+    first, second, third, first_rows, second_rows, third_rows, offset, hidden, dh, d,
+    CHUNKS: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """The inverse of `load_unit_rows`."""
+    store_chunks(first + offset, first_rows, hidden, dh, d, d, 1, CHUNKS, WIDTH)
+    store_chunks(second + offset, second_rows, hidden, dh, d, 1, dh, CHUNKS, WIDTH)
+    store_chunks(third + offset, third_rows, hidden, dh, d, d, 1, CHUNKS, WIDTH)
+
+
+@triton.jit
 def zero_chunks(ROWS: tl.constexpr, CHUNKS: tl.constexpr, WIDTH: tl.constexpr):
     """Accumulators in float32."""
     blocks = ()

@@ -16,6 +16,7 @@ from lact_asr.kernels.column_chunks import (
     chunks_of,
     inner_products,
     load_chunks,
+    load_unit_rows,
     store_chunks,
     zero_chunks,
 )
@@ -40,9 +41,7 @@ def swiglu_kernel(
     total = zero_chunks(BLOCK_TOKENS, CHUNKS, WIDTH)
     for start in range(0, dh, BLOCK_HIDDEN):
         hidden = start + tl.arange(0, BLOCK_HIDDEN)
-        w0_rows = load_chunks(w0 + weight_offset, hidden, dh, d, d, 1, CHUNKS, WIDTH)
-        w1_rows = load_chunks(w1 + weight_offset, hidden, dh, d, 1, dh, CHUNKS, WIDTH)
-        w2_rows = load_chunks(w2 + weight_offset, hidden, dh, d, d, 1, CHUNKS, WIDTH)
+        w0_rows, w1_rows, w2_rows = load_unit_rows(w0, w1, w2, weight_offset, hidden, dh, d, CHUNKS, WIDTH)
         gate = inner_products(query_rows, w0_rows, BLOCK_TOKENS, BLOCK_HIDDEN, CHUNKS, PRECISION)
         up = inner_products(query_rows, w2_rows, BLOCK_TOKENS, BLOCK_HIDDEN, CHUNKS, PRECISION)
         total = add_product(total, gate * tl.sigmoid(gate) * up, w1_rows, CHUNKS, PRECISION)
@@ -65,9 +64,7 @@ def swiglu_queries_kernel(
     total = zero_chunks(BLOCK_TOKENS, CHUNKS, WIDTH)
     for start in range(0, dh, BLOCK_HIDDEN):
         hidden = start + tl.arange(0, BLOCK_HIDDEN)
-        w0_rows = load_chunks(w0 + weight_offset, hidden, dh, d, d, 1, CHUNKS, WIDTH)
-        w1_rows = load_chunks(w1 + weight_offset, hidden, dh, d, 1, dh, CHUNKS, WIDTH)
-        w2_rows = load_chunks(w2 + weight_offset, hidden, dh, d, d, 1, CHUNKS, WIDTH)
+        w0_rows, w1_rows, w2_rows = load_unit_rows(w0, w1, w2, weight_offset, hidden, dh, d, CHUNKS, WIDTH)
         gate = inner_products(query_rows, w0_rows, BLOCK_TOKENS, BLOCK_HIDDEN, CHUNKS, PRECISION)
         up = inner_products(query_rows, w2_rows, BLOCK_TOKENS, BLOCK_HIDDEN, CHUNKS, PRECISION)
         down = inner_products(upstream_rows, w1_rows, BLOCK_TOKENS, BLOCK_HIDDEN, CHUNKS, PRECISION)

@@ -16,7 +16,8 @@ from lact_asr.kernels.column_chunks import (
     chunks_of,
     inner_products,
     load_chunks,
-    store_chunks,
+    load_unit_rows,
+    store_unit_rows,
     zero_chunks,
 )
 from lact_asr.kernels.triton_tiles import Tiles, dot_precision, load_rates, silu_derivatives
@@ -41,9 +42,7 @@ def gradients_kernel(
     length = tl.minimum(tl.load(lengths + index // length_divisor), num_tokens)
     weight_offset = (index % weight_count).to(tl.int64) * d * dh
     token_offset = index.to(tl.int64) * num_tokens * d
-    w0_rows = load_chunks(w0 + weight_offset, hidden, dh, d, d, 1, CHUNKS, WIDTH)
-    w1_rows = load_chunks(w1 + weight_offset, hidden, dh, d, 1, dh, CHUNKS, WIDTH)
-    w2_rows = load_chunks(w2 + weight_offset, hidden, dh, d, d, 1, CHUNKS, WIDTH)
+    w0_rows, w1_rows, w2_rows = load_unit_rows(w0, w1, w2, weight_offset, hidden, dh, d, CHUNKS, WIDTH)
     total0 = zero_chunks(BLOCK_HIDDEN, CHUNKS, WIDTH)
     total1 = zero_chunks(BLOCK_HIDDEN, CHUNKS, WIDTH)
     total2 = zero_chunks(BLOCK_HIDDEN, CHUNKS, WIDTH)
@@ -60,9 +59,7 @@ def gradients_kernel(
         total1 = add_product(total1, activated * up * rate1[None, :], value_rows, CHUNKS, PRECISION)
         total2 = add_product(total2, down * activated * rate2[None, :], key_rows, CHUNKS, PRECISION)
     out_offset = index.to(tl.int64) * d * dh
-    store_chunks(gradient0 + out_offset, total0, hidden, dh, d, d, 1, CHUNKS, WIDTH)
-    store_chunks(gradient1 + out_offset, total1, hidden, dh, d, 1, dh, CHUNKS, WIDTH)
-    store_chunks(gradient2 + out_offset, total2, hidden, dh, d, d, 1, CHUNKS, WIDTH)
+    store_unit_rows(gradient0, gradient1, gradient2, total0, total1, total2, out_offset, hidden, dh, d, CHUNKS, WIDTH)
 
 
 def fast_weight_gradients(

@@ -23,7 +23,9 @@ from lact_asr.kernels.column_chunks import (
     chunks_of,
     inner_products,
     load_chunks,
+    load_unit_rows,
     store_chunks,
+    store_unit_rows,
     zero_chunks,
 )
 from lact_asr.kernels.triton_tiles import Tiles, dot_precision, load_rates, silu_derivatives
@@ -57,12 +59,8 @@ def backward_weights_kernel(
     weight_offset = (index % weight_count).to(tl.int64) * d * dh
     own_offset = index.to(tl.int64) * d * dh
     token_offset = index.to(tl.int64) * num_tokens * d
-    w0_rows = load_chunks(w0 + weight_offset, hidden, dh, d, d, 1, CHUNKS, WIDTH)
-    w1_rows = load_chunks(w1 + weight_offset, hidden, dh, d, 1, dh, CHUNKS, WIDTH)
-    w2_rows = load_chunks(w2 + weight_offset, hidden, dh, d, d, 1, CHUNKS, WIDTH)
-    rows0 = load_chunks(upstream0 + own_offset, hidden, dh, d, d, 1, CHUNKS, WIDTH)
-    rows1 = load_chunks(upstream1 + own_offset, hidden, dh, d, 1, dh, CHUNKS, WIDTH)
-    rows2 = load_chunks(upstream2 + own_offset, hidden, dh, d, d, 1, CHUNKS, WIDTH)
+    w0_rows, w1_rows, w2_rows = load_unit_rows(w0, w1, w2, weight_offset, hidden, dh, d, CHUNKS, WIDTH)
+    rows0, rows1, rows2 = load_unit_rows(upstream0, upstream1, upstream2, own_offset, hidden, dh, d, CHUNKS, WIDTH)
     total0 = zero_chunks(BLOCK_HIDDEN, CHUNKS, WIDTH)
     total1 = zero_chunks(BLOCK_HIDDEN, CHUNKS, WIDTH)
     total2 = zero_chunks(BLOCK_HIDDEN, CHUNKS, WIDTH)
@@ -83,9 +81,7 @@ def backward_weights_kernel(
         total0 = add_product(total0, of_gate, key_rows, CHUNKS, PRECISION)
         total1 = add_product(total1, of_down, value_rows, CHUNKS, PRECISION)
         total2 = add_product(total2, of_up, key_rows, CHUNKS, PRECISION)
-    store_chunks(of_w0 + own_offset, total0, hidden, dh, d, d, 1, CHUNKS, WIDTH)
-    store_chunks(of_w1 + own_offset, total1, hidden, dh, d, 1, dh, CHUNKS, WIDTH)
-    store_chunks(of_w2 + own_offset, total2, hidden, dh, d, d, 1, CHUNKS, WIDTH)
+    store_unit_rows(of_w0, of_w1, of_w2, total0, total1, total2, own_offset, hidden, dh, d, CHUNKS, WIDTH)
 
 
 @triton.jit
@@ -112,12 +108,8 @@ def backward_tokens_kernel(
     of_rate2 = tl.zeros((BLOCK_TOKENS,), tl.float32)
     for start in range(0, dh, BLOCK_HIDDEN):
         hidden = start + tl.arange(0, BLOCK_HIDDEN)
-        w0_rows = load_chunks(w0 + weight_offset, hidden, dh, d, d, 1, CHUNKS, WIDTH)
-        w1_rows = load_chunks(w1 + weight_offset, hidden, dh, d, 1, dh, CHUNKS, WIDTH)
-        w2_rows = load_chunks(w2 + weight_offset, hidden, dh, d, d, 1, CHUNKS, WIDTH)
-        rows0 = load_chunks(upstream0 + own_offset, hidden, dh, d, d, 1, CHUNKS, WIDTH)
-        rows1 = load_chunks(upstream1 + own_offset, hidden, dh, d, 1, dh, CHUNKS, WIDTH)
-        rows2 = load_chunks(upstream2 + own_offset, hidden, dh, d, d, 1, CHUNKS, WIDTH)
+        w0_rows, w1_rows, w2_rows = load_unit_rows(w0, w1, w2, weight_offset, hidden, dh, d, CHUNKS, WIDTH)
+        rows0, rows1, rows2 = load_unit_rows(upstream0, upstream1, upstream2, own_offset, hidden, dh, d, CHUNKS, WIDTH)
         gate = inner_products(key_rows, w0_rows, BLOCK_TOKENS, BLOCK_HIDDEN, CHUNKS, PRECISION)
         up = inner_products(key_rows, w2_rows, BLOCK_TOKENS, BLOCK_HIDDEN, CHUNKS, PRECISION)
         down = inner_products(value_rows, w1_rows, BLOCK_TOKENS, BLOCK_HIDDEN, CHUNKS, PRECISION)
