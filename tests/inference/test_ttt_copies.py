@@ -7,16 +7,6 @@ import copy
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import (
-    Data2VecAudioConfig,
-    Data2VecAudioForCTC,
-    HubertConfig,
-    HubertForCTC,
-    Wav2Vec2Config,
-    Wav2Vec2ForCTC,
-    WavLMConfig,
-    WavLMForCTC,
-)
 
 from lact_asr.inference.ttt_copies import parameter_copies, takes_copies_of_rows
 from lact_asr.inference.ttt_parameters import PARAMETER_GROUPS, select_parameters
@@ -64,28 +54,9 @@ def test_rows_of_low_rank_fast_weights(speaking_model):
     assert_rows_are_what_they_are_alone(speaking_model(w0_w2_low_rank=2), ("fast_weights",), tolerance=1e-3)
 
 
-@pytest.mark.parametrize(
-    "classes",
-    [
-        (Wav2Vec2Config, Wav2Vec2ForCTC),
-        (HubertConfig, HubertForCTC),
-        (WavLMConfig, WavLMForCTC),
-        (Data2VecAudioConfig, Data2VecAudioForCTC),
-    ],
-    ids=lambda classes: classes[1].__name__,
-)
 @pytest.mark.parametrize("norm", ["layer", "group"])
-def test_rows_of_transformers_models(classes, norm):
-    config_class, model_class = classes
-    torch.manual_seed(0)
-    model = model_class(
-        config_class(
-            conv_dim=(8,) * 7, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
-            num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2, conv_pos_kernel_size=3, vocab_size=8,
-            feat_extract_norm=norm,
-        )
-    ).eval()  # fmt: skip
-    nn.init.normal_(model.lm_head.weight, std=1.0)
+def test_rows_of_transformers_models(transformers_model, family, norm):
+    model = transformers_model(family, feat_extract_norm=norm)
     assert_rows_are_what_they_are_alone(model, ("norms", "front_end", "output"))
 
 

@@ -3,43 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from torch import nn
-from transformers import (
-    Data2VecAudioConfig,
-    Data2VecAudioForCTC,
-    HubertConfig,
-    HubertForCTC,
-    Wav2Vec2Config,
-    Wav2Vec2ForCTC,
-    WavLMConfig,
-    WavLMForCTC,
-)
 
 from lact_asr.errors import InputError
 from lact_asr.inference.ttt_parameters import PARAMETER_GROUPS, select_parameters
-
-FAMILIES = {
-    "wav2vec2": (Wav2Vec2Config, Wav2Vec2ForCTC),
-    "hubert": (HubertConfig, HubertForCTC),
-    "wavlm": (WavLMConfig, WavLMForCTC),
-    "data2vec": (Data2VecAudioConfig, Data2VecAudioForCTC),
-}
-
-
-def transformers_model(family: str, **changes) -> nn.Module:
-    config_class, model_class = FAMILIES[family]
-    values = {
-        "conv_dim": (8,) * 7,
-        "hidden_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "intermediate_size": 16,
-        "num_conv_pos_embeddings": 4,
-        "num_conv_pos_embedding_groups": 2,
-        "conv_pos_kernel_size": 3,
-        "vocab_size": 8,
-    }
-    return model_class(config_class(**{**values, **changes})).eval()
 
 
 def test_groups_of_the_hybrid_model(speaking_model):
@@ -55,8 +21,7 @@ def test_groups_of_the_hybrid_model(speaking_model):
     assert not any(name.startswith("masked_prediction") for group in names.values() for name in group)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_groups_of_transformers_models(family):
+def test_groups_of_transformers_models(transformers_model, family):
     model = transformers_model(family)
     names = {group: set(select_parameters(model, (group,))) for group in ("norms", "front_end", "output")}
     assert names["output"] == {"lm_head.weight", "lm_head.bias"}

@@ -10,7 +10,6 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import Wav2Vec2Config, Wav2Vec2ForCTC, WavLMConfig, WavLMForCTC
 
 from lact_asr.errors import InputError
 from lact_asr.fast_weight_ops import newton_schulz
@@ -383,22 +382,9 @@ def test_pieces_of_very_short_audio(model, waveform):
 # Transformers' models
 
 
-def transformers_model(config_class, model_class, norm: str) -> nn.Module:
-    torch.manual_seed(0)
-    config = config_class(
-        conv_dim=(8,) * 7, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24,
-        num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2, vocab_size=8, pad_token_id=3,
-        feat_extract_norm=norm,
-    )  # fmt: skip
-    model = model_class(config)
-    nn.init.normal_(model.lm_head.weight, std=1.0)
-    return model
-
-
-@pytest.mark.parametrize("classes", [(Wav2Vec2Config, Wav2Vec2ForCTC), (WavLMConfig, WavLMForCTC)])
 @pytest.mark.parametrize("norm", ["layer", "group"])
-def test_transformers_models(waveform, classes, norm):
-    model = transformers_model(*classes, norm).train()
+def test_transformers_models(waveform, transformers_model, family, norm):
+    model = transformers_model(family, feat_extract_norm=norm, num_hidden_layers=2, pad_token_id=3).train()
     weights = copy.deepcopy(model.state_dict())
     random_state = torch.get_rng_state()
     adapter = trainer(model, steps=4, learning_rate=1e-3)
@@ -417,10 +403,10 @@ def test_transformers_models(waveform, classes, norm):
     assert in_pieces.logits.shape == outcome.logits.shape
 
 
-def test_masked_prediction_needs_its_head(speaking_model):
+def test_masked_prediction_needs_its_head(speaking_model, transformers_model):
     for model in (
         speaking_model(enable_ttt=False),
-        transformers_model(Wav2Vec2Config, Wav2Vec2ForCTC, "layer"),
+        transformers_model("wav2vec2"),
     ):
         with pytest.raises(InputError, match=r"no masked-prediction head.*--ttt_loss_type entropy"):
             TestTimeTrainer(model)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import Wav2Vec2Config, Wav2Vec2ForCTC
 
 from lact_asr.errors import InputError
 from lact_asr.inference.ttt_names import LOSSES
@@ -77,10 +76,6 @@ def test_losses_see_the_real_frames_of_a_row_only(speaking_model):
         torch.testing.assert_close(OBJECTIVES[name].losses(view), OBJECTIVES[name].losses(cut))
 
 
-def test_models_that_cannot_hide_frames_say_so():
-    config = Wav2Vec2Config(
-        conv_dim=(8,) * 7, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
-        num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2, vocab_size=8,
-    )  # fmt: skip
+def test_models_that_cannot_hide_frames_say_so(transformers_model):
     with pytest.raises(InputError, match="Wav2Vec2ForCTC cannot hide frames"):
-        TestTimeTrainer(Wav2Vec2ForCTC(config), TTTSettings(loss_type="tent+consistency"))
+        TestTimeTrainer(transformers_model("wav2vec2"), TTTSettings(loss_type="tent+consistency"))
