@@ -33,6 +33,7 @@ RUNTIME = [
     "accelerate>=1.0",
     "einops>=0.8",
     "jiwer>=4.0",
+    "rapidfuzz>=3.0",
     "lhotse>=1.30",
     "soundfile>=0.12",
     "soxr>=0.5",

@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig
 from lact_asr.errors import InputError
 from lact_asr.front_end_architecture import front_end_values
 from lact_asr.sample_rate import SAMPLE_RATE_HZ
-from lact_asr.ttt_names import OPTIMIZERS, TRAININGS, parse_groups, parse_loss
+from lact_asr.ttt_names import OPTIMIZERS, OUTER_LOSSES, TRAININGS, parse_groups, parse_loss
 
 SAMPLES_PER_HEAD_FRAME = 40  # samples per frame after the first four convolutions, whose strides (5, 2, 2, 2) are fixed
 
@@ -37,8 +37,8 @@ class HybridASRConfig(PreTrainedConfig):
     Test-time training: ``ttt_loss_type``, ``ttt_steps``, ``ttt_parameters`` and ``ttt_optimizer`` and ``ttt_learning_rate``
     (null: by loss), ``ttt_mask_prob`` of the frames masked in spans of ``ttt_mask_length``, and ``ttt_chunk_size`` (frames
     adapted at a time, -1 for the whole utterance) are the defaults at test time. ``ttt_training`` ("none", "joint", "meta")
-    prepares the model for it: the self-supervised loss counts ``ttt_loss_weight``, CTC after the step ``ttt_after_weight``,
-    and ``ttt_first_order`` leaves out second derivatives. ``enable_ttt`` gives the model the masked-prediction head.
+    prepares the model for it: the self-supervised loss counts ``ttt_loss_weight``, ``ttt_outer_loss`` ("ctc", "word_errors")
+    after the step ``ttt_after_weight``, and ``ttt_first_order`` leaves out second derivatives. ``enable_ttt`` gives the model the masked-prediction head.
 
     Regularisation: ``hidden_dropout``, ``attention_dropout``, ``layerdrop``, ``mask_time_prob`` and
     ``mask_feature_prob`` (SpecAugment on the projected features; time masks come from ``ttt_mask_prob`` where
@@ -102,6 +102,7 @@ class HybridASRConfig(PreTrainedConfig):
     ttt_chunk_size: int = -1
     ttt_training: str = "none"
     ttt_after_weight: float = 1.0
+    ttt_outer_loss: str = "ctc"
     ttt_first_order: bool = False
 
     # Regularisation
@@ -230,6 +231,7 @@ _CHOICES = {
     "lact_update_order": ("update_then_apply", "apply_then_update"),
     "ttt_optimizer": OPTIMIZERS,
     "ttt_training": tuple(TRAININGS),
+    "ttt_outer_loss": tuple(OUTER_LOSSES),
 }
 
 

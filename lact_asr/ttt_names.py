@@ -42,6 +42,10 @@ TRAININGS = {
     "joint": "CTC and the loss that test-time training minimises",
     "meta": "CTC before and after a step exactly as at test time, whose learning rates are learned",
 }
+OUTER_LOSSES = {
+    "ctc": "CTC, at a learned temperature",
+    "word_errors": "the expected word error rate over a few drawn transcripts, at a learned temperature",
+}
 
 
 def parse_loss(text: str) -> tuple[tuple[float, str], ...]:

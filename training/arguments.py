@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from lact_asr.audio import MIN_SAMPLES
 from lact_asr.errors import InputError
-from lact_asr.ttt_names import FEATURE_OFFSET, LOSSES, OPTIMIZERS, PARAMETER_GROUPS, TRAININGS, parse_groups, parse_loss
+from lact_asr.ttt_names import FEATURE_OFFSET, LOSSES, OPTIMIZERS, OUTER_LOSSES, PARAMETER_GROUPS, TRAININGS, parse_groups, parse_loss
 
 NOISE_COLOURS = ("white", "pink", "brown")
 Number = TypeVar("Number", int, float)
@@ -201,11 +201,18 @@ def _add_ttt(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--ttt_steps", type=_non_negative_int, default=None, help="steps (default: the configuration's)")
     group.add_argument("--ttt_mask_prob", type=float, default=None, help="share of frames to mask (likewise)")
+    group.add_argument("--ttt_mask_length", type=_positive_int, default=None, help="frames a span (likewise)")
     group.add_argument(
         "--ttt_loss_weight", type=_non_negative_float, default=None, help="of the self-supervised loss (likewise)"
     )
     group.add_argument(
-        "--ttt_after_weight", type=_non_negative_float, default=None, help="meta: of CTC after the step (likewise)"
+        "--ttt_after_weight", type=_non_negative_float, default=None, help="meta: of the loss after the step (likewise)"
+    )
+    group.add_argument(
+        "--ttt_outer_loss",
+        choices=tuple(OUTER_LOSSES),
+        default=None,
+        help="meta: what counts after the step; " + "; ".join(f"{name}: {text}" for name, text in OUTER_LOSSES.items()),
     )
     group.add_argument(
         "--ttt_first_order",

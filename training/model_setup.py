@@ -24,8 +24,10 @@ OVERRIDES = (
     "ttt_learning_rate",
     "ttt_steps",
     "ttt_mask_prob",
+    "ttt_mask_length",
     "ttt_loss_weight",
     "ttt_after_weight",
+    "ttt_outer_loss",
     "ttt_first_order",
 )
 

@@ -17,6 +17,7 @@ from lact_asr.data.batching import SpeechDataLoader
 from lact_asr.errors import InputError
 from lact_asr.modeling_hybrid_asr import HybridASRForCTC
 from lact_asr.processing_hybrid_asr import HybridASRProcessor
+from lact_asr.text import WORD_DELIMITER_TOKEN
 from lact_asr.training.optimization import make_optimizer, make_scheduler, parameter_groups
 from lact_asr.training.run_log import RunLog
 from lact_asr.training.stop_request import StopRequest
@@ -68,7 +69,8 @@ class Trainer:
             arguments.weight_decay,
             arguments.optimizer == "muon",
         )
-        self.model, self.optimizer = accelerator.prepare(TrainingLosses(model), make_optimizer(groups))
+        losses = TrainingLosses(model, delimiter_id=self.vocabulary[WORD_DELIMITER_TOKEN])
+        self.model, self.optimizer = accelerator.prepare(losses, make_optimizer(groups))
         # The schedule counts optimiser steps of the whole run, so accelerate must not multiply it by the processes.
         self.scheduler = make_scheduler(self.optimizer.optimizer, arguments.warmup_steps, self.total_steps)
         self.progress = Progress()

@@ -12,6 +12,7 @@ from lact_asr.inference.ttt_copies import Copies, evaluation_mode
 from lact_asr.inference.ttt_settings import Adaptation, TTTSettings
 from lact_asr.inference.ttt_step import Rows, StepView, draw_row_masks
 from lact_asr.modeling_hybrid_asr import HybridASRForCTC, HybridASROutput
+from lact_asr.training.word_error_loss import expected_word_errors
 
 
 class Losses(NamedTuple):
@@ -22,12 +23,14 @@ class Losses(NamedTuple):
         ctc_loss: CTC of the unadapted model, detached.
         ttt_loss: the self-supervised loss, detached; None without one.
         ctc_loss_after: CTC after the step, detached; None but in meta-training.
+        word_errors_after: the expected word error rate after the step, detached; None but where that is the outer loss.
     """
 
     total: Tensor
     ctc_loss: Tensor
     ttt_loss: Tensor | None = None
     ctc_loss_after: Tensor | None = None
+    word_errors_after: Tensor | None = None
 
     def logged(self) -> dict[str, float]:
         """The parts that there are, by name."""
@@ -42,9 +45,9 @@ class TrainingLosses(nn.Module):
 
     - "none", and "joint" with masked prediction alone: the model's own loss, whose one masked pass serves both.
     - "joint": CTC(θ) + λ·SSL(θ), with any loss of test-time training.
-    - "meta": CTC(θ) + λ·SSL(θ) + μ·CTC(θ′), with θ′ = θ − η∇SSL(θ) for each utterance by itself, as at test time.
+    - "meta": CTC(θ) + λ·SSL(θ) + μ·L(θ′), with L CTC or the expected word error rate (``ttt_outer_loss``) and θ′ = θ − η∇SSL(θ) for each utterance by itself, as at test time.
       Gradients flow through the step to θ and to the rates η (second derivatives included, but for ``ttt_first_order``).
-      CTC(θ′) is at a learned temperature.
+      L(θ′) is at a learned temperature.
       MAML (Finn et al., arXiv 1703.03400) with learned rates (Meta-SGD, arXiv 1707.09835) and a self-supervised inner loss.
 
     Several processes wait for a gradient of every parameter that any output depends on. Of the states of fast weights
@@ -53,11 +56,14 @@ class TrainingLosses(nn.Module):
     Args:
         model: trained in place.
         settings: of the inner step; None takes the configuration's.
+        delimiter_id: the label between words, without which nobody can count word errors.
     """
 
-    def __init__(self, model: HybridASRForCTC, settings: TTTSettings | None = None) -> None:
+    def __init__(
+        self, model: HybridASRForCTC, settings: TTTSettings | None = None, delimiter_id: int | None = None
+    ) -> None:
         super().__init__()
-        self.model, self.settings = model, settings or TTTSettings.of(model.config)
+        self.model, self.settings, self.delimiter_id = model, settings or TTTSettings.of(model.config), delimiter_id
 
     def forward(self, input_values: Tensor, attention_mask: Tensor, labels: Tensor) -> Losses:
         """Losses of a batch; arguments as of `HybridASRForCTC.forward`."""
@@ -106,12 +112,18 @@ class TrainingLosses(nn.Module):
                 ttt_loss = self._inner_steps(adaptation, copies, view)
             adapted = model(input_values, attention_mask=attention_mask)
         ctc_loss = model.ctc_loss(output.logits, output.frame_lengths, labels)
-        # A step that lowers entropy makes the output too sure of itself. Without a temperature CTC would charge it for that,
-        # which changes no transcript, and learn rates that are too low.
+        # A step that lowers entropy makes the output surer of itself, which changes no transcript. Without a temperature CTC would
+        # charge for that and learn rates that are too low, expected word errors reward it and learn rates that are too high.
         tempered = adapted.logits / model.ttt_rates.log_temperature.exp()
-        ctc_after = model.ctc_loss(tempered, adapted.frame_lengths, labels)
-        total = ctc_loss + config.ttt_loss_weight * ttt_loss + config.ttt_after_weight * ctc_after
-        return Losses(total, ctc_loss.detach(), ttt_loss.detach(), ctc_after.detach())
+        after, word_errors = model.ctc_loss(tempered, adapted.frame_lengths, labels), None
+        ctc_after = after.detach()
+        if config.ttt_outer_loss == "word_errors":
+            after = expected_word_errors(
+                tempered, adapted.frame_lengths, labels, config.ctc_blank_id, self.delimiter_id
+            )
+            word_errors = after.detach()
+        total = ctc_loss + config.ttt_loss_weight * ttt_loss + config.ttt_after_weight * after
+        return Losses(total, ctc_loss.detach(), ttt_loss.detach(), ctc_after, word_errors)
 
     def _first_pass(
         self, adaptation: Adaptation, input_values: Tensor, attention_mask: Tensor
