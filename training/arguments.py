@@ -10,7 +10,16 @@ from typing import TypeVar
 
 from lact_asr.audio import MIN_SAMPLES
 from lact_asr.errors import InputError
-from lact_asr.ttt_names import FEATURE_OFFSET, LOSSES, OPTIMIZERS, OUTER_LOSSES, PARAMETER_GROUPS, TRAININGS, parse_groups, parse_loss
+from lact_asr.ttt_names import (
+    FEATURE_OFFSET,
+    LOSSES,
+    OPTIMIZERS,
+    OUTER_LOSSES,
+    PARAMETER_GROUPS,
+    TRAININGS,
+    parse_groups,
+    parse_loss,
+)
 
 NOISE_COLOURS = ("white", "pink", "brown")
 Number = TypeVar("Number", int, float)
