@@ -188,6 +188,28 @@ def test_rates_alone_may_learn(train, finished_run):
     assert "--ttt_rates_only needs --ttt_training meta and the --init_checkpoint" in refused.err
 
 
+def test_word_errors_may_be_the_outer_loss(make_losses, batch):
+    losses = make_losses(ttt_outer_loss="word_errors")
+    losses.delimiter_id = 6
+    torch.manual_seed(0)
+    found = losses(**batch)
+    config = losses.model.config
+    total = found.ctc_loss + config.ttt_loss_weight * found.ttt_loss + config.ttt_after_weight * found.word_errors_after
+    torch.testing.assert_close(found.total.detach(), total, check_dtype=False)
+    found.total.backward()
+    rates = losses.model.ttt_rates
+    assert rates.log_rates.grad.abs().min() > 0
+    assert rates.log_temperature.grad.abs() > 0
+
+
+def test_training_with_word_errors_logs_them(train):
+    run = train(
+        "--ttt_training", "meta", "--ttt_loss_type", "entropy", "--ttt_outer_loss", "word_errors", "--max_steps", 2
+    )  # fmt: skip
+    assert run.exit_code == 0, run.err
+    assert all(event["word_errors_after"] > 0 for event in run.events("train"))
+
+
 def test_joint_training_of_any_loss(train):
     run = train("--ttt_training", "joint", "--ttt_loss_type", "masked_prediction+0.1*entropy", "--max_steps", 2)
     assert run.exit_code == 0, run.err
