@@ -25,7 +25,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks import costs
-from benchmarks.peers import PEERS, Orthogonalise, load_peer, torch_optim_muon
+from benchmarks.peers import PEERS, Orthogonalise, load_peers, peer_argument
 from benchmarks.roofline import plot_roofline
 from benchmarks.timing import copy_bytes_per_second, environment, first_line, matmul_flops_per_second, measure
 from lact_asr.fast_weight_ops import fast_weight_apply, fast_weight_gradients, muon_step, newton_schulz, row_norms
@@ -209,32 +209,44 @@ def flops_and_bytes(case: Case, implementation: str, element_bytes: int) -> tupl
 
 
 def run(
-    cases: list[Case], device: torch.device, dtype: torch.dtype, peers: dict[str, Orthogonalise], matmul_rate: float,
-    triton: bool, compile_seconds: float, failures: list[str],
-) -> list[Measurement]:  # fmt: skip
-    """Measure every case; `torch.compile` joins until ``compile_seconds`` have passed, targets always."""
-    start, measurements = time.perf_counter(), []
-    for case in tqdm(cases, "benchmarks", unit="case"):
-        inputs = Inputs(case, device, dtype)
-        compiled = case.is_target or time.perf_counter() - start < compile_seconds
-        for name, call in implementations(case, inputs, triton, compiled, peers):
-            try:
-                timing = measure(with_backward(call) if case.backward else torch.no_grad()(call), device)
-            except Exception as error:  # another project's failure, or memory, must not lose the other figures
-                failures.append(f"{case} {name}: {first_line(error)}")
-                tqdm.write(failures[-1])
-                continue
-            plain, done, moved = flops_and_bytes(case, name, dtype.itemsize)
-            rate = done / timing.median_seconds
-            measurements.append(
-                Measurement(
-                    case.operation, case.heads, case.utterances, case.tokens,
-                    "forward + backward" if case.backward else "forward", name,
-                    1e6 * timing.median_seconds, 1e6 * timing.p20_seconds, 1e6 * timing.p80_seconds,
-                    None if timing.peak_bytes is None else timing.peak_bytes / 1e6,
-                    plain / 1e9, done / 1e9, moved / 1e6, rate / 1e12, rate / matmul_rate,
-                )
-            )  # fmt: skip
+    case: Case, device: torch.device, dtype: torch.dtype, peers: dict[str, Orthogonalise], matmul_rate: float,
+    triton: bool, compiled: bool, failures: list[str],
+) -> Iterator[Measurement]:  # fmt: skip
+    """Measure every implementation of a case."""
+    inputs = Inputs(case, device, dtype)
+    for name, call in implementations(case, inputs, triton, compiled, peers):
+        try:
+            timing = measure(with_backward(call) if case.backward else torch.no_grad()(call), device)
+        except Exception as error:  # another project's failure, or memory, must not lose the other figures
+            failures.append(f"{case} {name}: {first_line(error)}")
+            tqdm.write(failures[-1])
+            continue
+        plain, done, moved = flops_and_bytes(case, name, dtype.itemsize)
+        rate = done / timing.median_seconds
+        yield Measurement(
+            case.operation, case.heads, case.utterances, case.tokens,
+            "forward + backward" if case.backward else "forward", name,
+            1e6 * timing.median_seconds, 1e6 * timing.p20_seconds, 1e6 * timing.p80_seconds,
+            None if timing.peak_bytes is None else timing.peak_bytes / 1e6,
+            plain / 1e9, done / 1e9, moved / 1e6, rate / 1e12, rate / matmul_rate,
+        )  # fmt: skip
+
+
+def run_all(
+    args: argparse.Namespace, device: torch.device, facts: dict, peers: dict[str, Orthogonalise], failures: list[str]
+) -> list[Measurement]:
+    """Measure case by case until ``args.seconds`` have passed; what was measured is written after each."""
+    start, measurements, left_out = time.perf_counter(), [], []
+    for case in tqdm(all_cases(args.quick), "benchmarks", unit="case"):
+        passed = time.perf_counter() - start
+        if passed > args.seconds:
+            left_out.append(str(case))
+            continue
+        compiled = case.is_target or passed < args.compile_seconds
+        rate, triton = facts["matmul_flops_per_second"], device.type == "cuda"
+        measurements += run(case, device, getattr(torch, args.dtype), peers, rate, triton, compiled, failures)
+        write_results(args.output_dir, facts, measurements, failures)
+    write_results(args.output_dir, {**facts, "left_out_for_time": left_out}, measurements, failures)
     return measurements
 
 
@@ -276,7 +288,11 @@ def main() -> None:
         action="append",
         default=[],
         metavar="NAME[=PATH]",
+        type=peer_argument,
         help=f"another project to compare with: {', '.join(PEERS)}",
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=float("inf"), help="begin no further case after so long (default: no limit)"
     )
     parser.add_argument(
         "--compile_seconds",
@@ -291,13 +307,9 @@ def main() -> None:
             "No CUDA device here. --device cpu --quick checks the script on a CPU; its times mean nothing for a GPU."
         )
     device = torch.device(args.device)
-    dtype = getattr(torch, args.dtype)
-    try:
-        peers = dict(load_peer(argument) for argument in args.peer)
-        peers = {"torch.optim.Muon": torch_optim_muon(), **peers}
-    except ValueError as error:
-        sys.exit(str(error))
-    matmul_rate = matmul_flops_per_second(device, dtype)
+    peers, failures = load_peers(args.peer)
+    print("\n".join(failures), end="\n" if failures else "")
+    matmul_rate = matmul_flops_per_second(device, getattr(torch, args.dtype))
     facts = {
         **environment(device),
         "dtype": args.dtype,
@@ -305,15 +317,12 @@ def main() -> None:
         "copy_bytes_per_second": copy_bytes_per_second(device),
         "command": " ".join(["python -m benchmarks.kernels", *sys.argv[1:]]),
     }
-    failures: list[str] = []
-    cases = all_cases(args.quick)
-    measurements = run(cases, device, dtype, peers, matmul_rate, device.type == "cuda", args.compile_seconds, failures)
-    write_results(args.output_dir, facts, measurements, failures)
-    plot_roofline(args.output_dir / "roofline.png", facts, measurements)
+    measurements = run_all(args, device, facts, peers, failures)
     print("\n".join(summary_lines(measurements)))
     print(
         f"matmul: {matmul_rate / 1e12:.0f} TFLOP/s, copy: {facts['copy_bytes_per_second'] / 1e12:.2f} TB/s; {args.output_dir}/kernels.json"
     )
+    plot_roofline(args.output_dir / "roofline.png", facts, measurements)
 
 
 if __name__ == "__main__":

@@ -42,9 +42,9 @@ def backend(name: str) -> Iterator[None]:
 
 
 def layer_calls(
-    config: HybridASRConfig, utterances: int, frames: int, device: torch.device
+    config: HybridASRConfig, utterances: int, frames: int, device: torch.device, compiled: bool
 ) -> Iterator[tuple[str, str, Callable]]:
-    """(backend, implementation, forward and backward pass of one layer)."""
+    """(backend, implementation, forward and backward pass of one layer): as it is, or by `torch.compile`."""
     torch.manual_seed(0)
     layer = _layer(config).to(device)
     hidden_states = torch.randn(utterances, frames, config.hidden_size, device=device, requires_grad=True)
@@ -55,8 +55,10 @@ def layer_calls(
             output, _ = module(hidden_states, mask)
         output.float().square().mean().backward()
 
-    for name in ("triton", "torch"):
-        yield name, name, functools.partial(call, layer)
+    if not compiled:
+        for name in ("triton", "torch"):
+            yield name, name, functools.partial(call, layer)
+        return
     torch.compiler.reset()
     yield "torch", "torch.compile", functools.partial(call, torch.compile(layer, dynamic=False))
     if device.type == "cuda":
@@ -127,7 +129,10 @@ def line(what: str, implementation: str, timing: Timing) -> dict:
     return {"what": what, "implementation": implementation, **asdict(timing)}
 
 
-def run(args: argparse.Namespace, device: torch.device) -> tuple[list[dict], list[str]]:
+def run(
+    args: argparse.Namespace, device: torch.device, keep: Callable[[list[dict], list[str]], None]
+) -> list[dict]:  # fmt: skip
+    """All lines, what takes long to compile last; ``keep`` gets results and failures so far after each."""
     config = HybridASRConfig.from_json_file(args.config_path)
     backends = ("triton", "torch") if device.type == "cuda" else ("torch",)
     frames = int(args.seconds * SAMPLE_RATE_HZ / (40 * config.encoder_target_ds_factor))
@@ -140,17 +145,23 @@ def run(args: argparse.Namespace, device: torch.device) -> tuple[list[dict], lis
         except Exception as error:  # one failure must not lose the other figures
             failures.append(f"{what}, {implementation}: {first_line(error)}")
             tqdm.write(failures[-1])
+        keep(results, failures)
 
-    for heads in args.heads:
-        layer_config = HybridASRConfig.from_dict({**config.to_dict(), "num_lact_heads": heads})
-        what = f"LaCT layer, {heads} heads, {args.utterances} x {frames} frames, forward + backward"
-        for backend_name, implementation, call in layer_calls(layer_config, args.utterances, frames, device):
-            if backend_name in backends and not (args.no_compile and implementation.startswith("torch.compile")):
-                attempt(what, implementation, backend_name, call)
+    def attempt_layers(compiled: bool) -> None:
+        for heads in args.heads:
+            layer_config = HybridASRConfig.from_dict({**config.to_dict(), "num_lact_heads": heads})
+            what = f"LaCT layer, {heads} heads, {args.utterances} x {frames} frames, forward + backward"
+            for name, implementation, call in layer_calls(layer_config, args.utterances, frames, device, compiled):
+                if name in backends:
+                    attempt(what, implementation, name, call)
+
+    attempt_layers(compiled=False)
     for what, call in model_calls(config, args.utterances, args.seconds, device):
         for backend_name in backends:
             attempt(what, backend_name, backend_name, call)
-    return results, failures
+    if not args.no_compile:
+        attempt_layers(compiled=True)
+    return results
 
 
 def main() -> None:
@@ -169,11 +180,13 @@ def main() -> None:
     if args.device == "cuda" and not torch.cuda.is_available():
         sys.exit("No CUDA device here. --device cpu checks the script on a CPU; its times mean nothing for a GPU.")
     device = torch.device(args.device)
-    results, failures = run(args, device)
     facts = {**environment(device), "command": " ".join(["python -m benchmarks.model", *sys.argv[1:]])}
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    write_json(args.output_dir / "model.json", {**facts, "results": results, "failures": failures})
-    for entry in results:
+
+    def keep(results: list[dict], failures: list[str]) -> None:
+        write_json(args.output_dir / "model.json", {**facts, "results": results, "failures": failures})
+
+    for entry in run(args, device, keep):
         memory = "" if entry["peak_bytes"] is None else f"{entry['peak_bytes'] / 1e6:10.0f} MB"
         print(f"{entry['what']:60} {entry['implementation']:14} {1e3 * entry['median_seconds']:10.2f} ms {memory}")
 

@@ -6,6 +6,7 @@ project knows single matrices only, it is called for each in turn, as its users 
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import importlib.util
 import sys
@@ -15,6 +16,8 @@ from types import ModuleType
 
 import torch
 from torch import Tensor
+
+from benchmarks.timing import first_line
 
 Orthogonalise = Callable[[Tensor], Tensor]
 
@@ -30,6 +33,7 @@ def _module(name: str, path: str | None) -> ModuleType:
     file = Path(path, *name.split(".")).with_suffix(".py")
     spec = importlib.util.spec_from_file_location(f"peer_{name.replace('.', '_')}", file)
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where `torch.compile` and Triton look for what the module defines
     spec.loader.exec_module(module)
     return module
 
@@ -58,31 +62,33 @@ PEERS: dict[str, Callable[[str | None], Orthogonalise]] = {
 }
 
 
-def load_peer(argument: str) -> tuple[str, Orthogonalise]:
-    """``NAME=PATH`` (a checkout) or ``NAME`` (an installed package) -> its name and function.
+def peer_argument(argument: str) -> tuple[str, str | None]:
+    """``NAME=PATH`` (a checkout) or ``NAME`` (an installed package) -> name and path.
 
     Raises:
-        ValueError: Unknown name, no such folder, or a project that cannot be imported.
+        argparse.ArgumentTypeError: Unknown name, or no such folder.
     """
     name, _, path = argument.partition("=")
     if name not in PEERS:
-        raise ValueError(f"unknown peer {name!r}: known are {', '.join(PEERS)}")
+        raise argparse.ArgumentTypeError(f"unknown peer {name!r}: known are {', '.join(PEERS)}")
     if path and not Path(path).is_dir():
-        raise ValueError(f"peer {name}: no folder {path}")
-    try:
-        return name, PEERS[name](path or None)
-    except (ImportError, AttributeError, FileNotFoundError) as error:
-        raise ValueError(f"peer {name} cannot be loaded from {path or 'the installed packages'}: {error}") from error
+        raise argparse.ArgumentTypeError(f"peer {name}: no folder {path}")
+    return name, path or None
 
 
-def torch_optim_muon() -> Orthogonalise:
-    """The orthogonalisation inside `torch.optim.Muon`, for one matrix at a time.
+def load_peers(named: list[tuple[str, str | None]]) -> tuple[dict[str, Orthogonalise], list[str]]:
+    """Function of each project that can be loaded, PyTorch's own first, and a sentence about each that cannot."""
+    loaders, loaded, failures = {"torch.optim.Muon": _torch_optim_muon, **PEERS}, {}, []
+    for name, path in [("torch.optim.Muon", None), *named]:
+        try:
+            loaded[name] = loaders[name](path)
+        except Exception as error:  # whatever another project's import runs into must not lose our figures
+            source = path or "the installed packages"
+            failures.append(f"peer {name} cannot be loaded from {source}: {first_line(error)}")
+    return loaded, failures
 
-    Raises:
-        ValueError: A PyTorch without it.
-    """
-    try:
-        function = importlib.import_module("torch.optim._muon")._zeropower_via_newtonschulz
-    except (ImportError, AttributeError) as error:
-        raise ValueError("this PyTorch has no torch.optim.Muon") from error
+
+def _torch_optim_muon(_: None) -> Orthogonalise:
+    """The orthogonalisation inside `torch.optim.Muon` (PyTorch 2.9 and newer), for one matrix at a time."""
+    function = importlib.import_module("torch.optim._muon")._zeropower_via_newtonschulz
     return _for_each(lambda matrix: function(matrix, (3.4445, -4.7750, 2.0315), 5, 1e-7))

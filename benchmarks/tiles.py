@@ -1,4 +1,5 @@
-"""Which tile sizes suit a GPU: times every on-chip kernel over a grid, beside the way through hidden arrays.
+"""Which tile sizes suit a GPU: times every on-chip kernel over a grid, beside the way through hidden arrays; and both ways
+through Newton-Schulz's small matrices.
 
     python -m benchmarks.tiles --output_dir benchmarks/results/tiles
 
@@ -17,6 +18,7 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from unittest import mock
 
 import torch
 from tqdm import tqdm
@@ -35,6 +37,8 @@ def kernels(args: argparse.Namespace, device: torch.device) -> Iterator[tuple[st
     from lact_asr.kernels.fast_weight_gradients import hidden_arrays as gradients_by_arrays
     from lact_asr.kernels.fast_weight_gradients import on_chip as gradients
     from lact_asr.kernels.fast_weight_gradients import on_chip_backward as backward
+    from lact_asr.kernels.muon_step import triton_kernels as muon
+    from lact_asr.kernels.newton_schulz import launches
 
     torch.manual_seed(0)
     count, num_tokens, d, dh = args.utterances * args.heads, args.frames, args.head_dim, args.width
@@ -46,17 +50,26 @@ def kernels(args: argparse.Namespace, device: torch.device) -> Iterator[tuple[st
     keys, values, rates = normal(num_tokens, d), normal(num_tokens, d), normal(num_tokens, 3).abs()
     arguments = (weights, keys, values, rates, torch.tensor([num_tokens], device=device))
     upstream = tuple(torch.randn_like(weight) for weight in weights)
+    norms = tuple(weight.float().norm(dim=-1) for weight in weights)
+
+    def muon_step(one_program_max: int) -> Callable:
+        return mock.patch.object(launches, "ONE_PROGRAM_MAX", one_program_max)(
+            lambda tiles: muon.muon_step(weights, upstream, norms)
+        )
+
+    yield "Muon step, a program for a matrix's small products", muon_step(args.head_dim), None
+    yield "Muon step, a launch for each small product", muon_step(0), None
     by_arrays = functools.partial(gradients_by_arrays.fast_weight_gradients, *arguments)
     yield "gradients by hidden arrays", lambda tiles: by_arrays(), None
     yield "gradients", lambda tiles: gradients.fast_weight_gradients(*arguments, tiles=tiles), gradients.TILES
     yield "apply by hidden arrays", lambda tiles: apply_by_arrays.fast_weight_apply(weights, keys), None
-    yield "apply", lambda tiles: apply.fast_weight_apply(weights, keys, tiles), apply.TILES
+    yield "apply", lambda tiles: apply.fast_weight_apply(weights, keys, tiles), apply.default_tiles()
     yield (
         "apply, of queries", lambda tiles: apply.queries_derivative(weights, keys, values, tiles), apply.QUERIES_TILES
     )  # fmt: skip
     yield (
         "gradients, of weights", lambda tiles: backward.weights_derivatives(*arguments, upstream, tiles),
-        backward.WEIGHTS_TILES,
+        backward.default_weights_tiles(),
     )  # fmt: skip
     yield (
         "gradients, of tokens", lambda tiles: backward.tokens_derivatives(*arguments, upstream, tiles),

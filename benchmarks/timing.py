@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 import platform
 import statistics
 import time
@@ -70,7 +71,7 @@ def first_line(error: Exception) -> str:
 
 
 def environment(device: torch.device) -> dict[str, str]:
-    """Date, commit, device and versions, to stand in every results file."""
+    """Date, commit (of a copy without .git: what BENCHMARK_COMMIT says), device and versions, to stand in every results file."""
     try:
         import triton
 
@@ -79,7 +80,7 @@ def environment(device: torch.device) -> dict[str, str]:
         triton_version = "not installed"
     return {
         "date": datetime.date.today().isoformat(),
-        "commit": git_commit() or "unknown",
+        "commit": git_commit() or os.environ.get("BENCHMARK_COMMIT", "unknown"),
         "device": torch.cuda.get_device_name()
         if device.type == "cuda"
         else f"CPU {platform.processor() or platform.machine()}",

@@ -7,6 +7,13 @@ from dataclasses import dataclass
 import torch
 import triton
 import triton.language as tl
+from triton.runtime import driver
+
+# Compute capabilities, times ten, with 99 KB of shared memory for a program; 80, 90 and 100 have 163 KB or more.
+SMALL_SHARED_MEMORY = (86, 89, 120, 121)
+
+# Sizes that change from batch to batch: kernels are not compiled again where one is 1 or a multiple of 16.
+OF_THE_BATCH = ("num_tokens", "weight_count", "norm_count", "length_divisor")
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,11 @@ class Tiles:
             "num_warps": self.warps,
             "num_stages": self.stages,
         }
+
+
+def has_small_shared_memory() -> bool:
+    """Whether the current GPU is one of `SMALL_SHARED_MEMORY`."""
+    return not triton.knobs.runtime.interpret and driver.active.get_current_target().arch in SMALL_SHARED_MEMORY
 
 
 @triton.jit

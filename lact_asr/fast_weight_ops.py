@@ -1,7 +1,7 @@
 """The model's way into `lact_asr.kernels`: the one module that imports them, and the one that chooses a backend.
 
-``backend`` is "torch" (the plain references), "triton", or "auto": Triton for CUDA tensors of up to 32 bits where Triton is
-installed, else the references. The environment variable LACT_ASR_BACKEND takes the place of "auto". Asking for Triton where it cannot
+``backend`` is "torch" (the plain references), "triton", or "auto": Triton for tensors of up to 32 bits on an NVIDIA GPU where Triton
+is installed, else the references. The environment variable LACT_ASR_BACKEND takes the place of "auto". Asking for Triton where it cannot
 run is an error, not a silent fallback.
 """
 
@@ -26,6 +26,7 @@ from lact_asr.kernels.newton_schulz.reference import COEFFICIENTS
 BACKENDS = ("auto", "torch", "triton")
 BACKEND_VARIABLE = "LACT_ASR_BACKEND"
 TRITON_IS_INSTALLED = importlib.util.find_spec("triton") is not None
+BUILT_FOR_AMD = torch.version.hip is not None
 row_norms = muon_reference.row_norms
 
 _log = logging.getLogger(__name__)
@@ -58,6 +59,8 @@ def _obstacle(tensor: Tensor) -> str | None:
     """Why Triton cannot take this tensor."""
     if not TRITON_IS_INSTALLED:
         return "the package triton is not installed"
+    if BUILT_FOR_AMD:
+        return "its kernels were never compiled for AMD GPUs"
     if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         return f"its kernels take float32, float16 and bfloat16, not {str(tensor.dtype).removeprefix('torch.')}"
     if not tensor.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":

@@ -7,10 +7,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lact_asr.kernels.triton_tiles import block_depth, block_size, dot_precision, load_block, store_block
+from lact_asr.kernels.triton_tiles import OF_THE_BATCH, block_depth, block_size, dot_precision, load_block, store_block
 
 
-@triton.jit
+@triton.jit(do_not_specialize=OF_THE_BATCH)
 def hidden_kernel(
     w0, w2, queries, out, weight_count, num_tokens, d, dh,
     PRECISION: tl.constexpr, BLOCK_TOKENS: tl.constexpr, BLOCK_HIDDEN: tl.constexpr, BLOCK_K: tl.constexpr,

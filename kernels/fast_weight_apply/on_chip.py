@@ -20,13 +20,12 @@ from lact_asr.kernels.column_chunks import (
     store_chunks,
     zero_chunks,
 )
-from lact_asr.kernels.triton_tiles import Tiles, dot_precision, silu_derivatives
+from lact_asr.kernels.triton_tiles import OF_THE_BATCH, Tiles, dot_precision, has_small_shared_memory, silu_derivatives
 
-TILES = Tiles(tokens=128, hidden=32, warps=8, stages=2)
 QUERIES_TILES = Tiles(tokens=32, hidden=64, warps=8, stages=2)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=OF_THE_BATCH)
 def swiglu_kernel(
     w0, w1, w2, queries, out, weight_count, num_tokens, d, dh,
     PRECISION: tl.constexpr, BLOCK_TOKENS: tl.constexpr, BLOCK_HIDDEN: tl.constexpr,
@@ -48,7 +47,7 @@ def swiglu_kernel(
     store_chunks(out + token_offset, total, tokens, num_tokens, d, d, 1, CHUNKS, WIDTH)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=OF_THE_BATCH)
 def swiglu_queries_kernel(
     w0, w1, w2, queries, upstream, out, weight_count, num_tokens, d, dh,
     PRECISION: tl.constexpr, BLOCK_TOKENS: tl.constexpr, BLOCK_HIDDEN: tl.constexpr,
@@ -74,9 +73,16 @@ def swiglu_queries_kernel(
     store_chunks(out + token_offset, total, tokens, num_tokens, d, d, 1, CHUNKS, WIDTH)
 
 
-def fast_weight_apply(weights: tuple[Tensor, Tensor, Tensor], queries: Tensor, tiles: Tiles = TILES) -> Tensor:
+def default_tiles() -> Tiles:
+    """Those of `swiglu_kernel` that spill no registers."""
+    return Tiles(tokens=128, hidden=16 if has_small_shared_memory() else 32, warps=8, stages=2)
+
+
+def fast_weight_apply(
+    weights: tuple[Tensor, Tensor, Tensor], queries: Tensor, tiles: Tiles | None = None
+) -> Tensor:  # fmt: skip
     """See `lact_asr.kernels.fast_weight_apply.triton_kernels.fast_weight_apply`."""
-    return _over_tokens(swiglu_kernel, weights, (queries,), tiles)
+    return _over_tokens(swiglu_kernel, weights, (queries,), tiles or default_tiles())
 
 
 def queries_derivative(

@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lact_asr.kernels.triton_tiles import (
+    OF_THE_BATCH,
     block_size,
     dot_precision,
     load_block,
@@ -21,7 +22,7 @@ from lact_asr.kernels.triton_tiles import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=OF_THE_BATCH)
 def hidden_gradients_kernel(
     w0, w1, w2, keys, values, learning_rates, lengths, hidden0, hidden1, hidden2, weight_count, length_divisor,
     num_tokens, d, dh,

@@ -20,12 +20,12 @@ from lact_asr.kernels.column_chunks import (
     store_unit_rows,
     zero_chunks,
 )
-from lact_asr.kernels.triton_tiles import Tiles, dot_precision, load_rates, silu_derivatives
+from lact_asr.kernels.triton_tiles import OF_THE_BATCH, Tiles, dot_precision, load_rates, silu_derivatives
 
 TILES = Tiles(tokens=32, hidden=32, warps=8, stages=3)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=OF_THE_BATCH)
 def gradients_kernel(
     w0, w1, w2, keys, values, learning_rates, lengths, gradient0, gradient1, gradient2,
     weight_count, length_divisor, num_tokens, d, dh,

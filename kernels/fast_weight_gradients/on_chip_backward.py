@@ -28,9 +28,15 @@ from lact_asr.kernels.column_chunks import (
     store_unit_rows,
     zero_chunks,
 )
-from lact_asr.kernels.triton_tiles import Tiles, dot_precision, load_rates, silu_derivatives
+from lact_asr.kernels.triton_tiles import (
+    OF_THE_BATCH,
+    Tiles,
+    dot_precision,
+    has_small_shared_memory,
+    load_rates,
+    silu_derivatives,
+)
 
-WEIGHTS_TILES = Tiles(tokens=64, hidden=32, warps=8, stages=2)
 TOKENS_TILES = Tiles(tokens=16, hidden=32, warps=8, stages=2)
 
 
@@ -45,7 +51,7 @@ def hidden_derivatives(gate, up, down, from0, from1, from2, rate0, rate1, rate2)
     return of_gate, of_up, of_down
 
 
-@triton.jit
+@triton.jit(do_not_specialize=OF_THE_BATCH)
 def backward_weights_kernel(
     w0, w1, w2, keys, values, learning_rates, lengths, upstream0, upstream1, upstream2, of_w0, of_w1, of_w2,
     weight_count, length_divisor, num_tokens, d, dh,
@@ -84,7 +90,7 @@ def backward_weights_kernel(
     store_unit_rows(of_w0, of_w1, of_w2, total0, total1, total2, own_offset, hidden, dh, d, CHUNKS, WIDTH)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=OF_THE_BATCH)
 def backward_tokens_kernel(
     w0, w1, w2, keys, values, learning_rates, lengths, upstream0, upstream1, upstream2, of_keys, of_values, of_rates,
     weight_count, length_divisor, num_tokens, d, dh,
@@ -138,18 +144,24 @@ def backward_tokens_kernel(
     tl.store(rates + 2, of_rate2, mask=tokens < num_tokens)
 
 
+def default_weights_tiles() -> Tiles:
+    """Those of `backward_weights_kernel` that fit shared memory."""
+    return Tiles(tokens=32 if has_small_shared_memory() else 64, hidden=32, warps=8, stages=2)
+
+
 def weights_derivatives(
     weights: tuple[Tensor, Tensor, Tensor], keys: Tensor, values: Tensor, learning_rates: Tensor, lengths: Tensor,
-    upstream: tuple[Tensor, Tensor, Tensor], tiles: Tiles = WEIGHTS_TILES,
+    upstream: tuple[Tensor, Tensor, Tensor], tiles: Tiles | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """(W̄0, W̄1, W̄2) of each matrix index; products in the tokens' dtype with sums in float32.
 
     Args:
         weights, keys, values, learning_rates, lengths: as of `triton_kernels.fast_weight_gradients`.
         upstream: Ḡ0, Ḡ1, Ḡ2, contiguous, shaped and typed as the gradients.
-        tiles: how the work is divided.
+        tiles: how the work is divided; None: `default_weights_tiles`.
     """
     dh = weights[0].shape[-2]
+    tiles = tiles or default_weights_tiles()
     inputs, sizes, constants = _launch_arguments(weights, keys, values, learning_rates, lengths, upstream, tiles)
     derivatives = tuple(torch.empty_like(gradient) for gradient in upstream)
     if keys.shape[0] > 0:

@@ -31,11 +31,12 @@ def fast_weight_gradients(
     leading, num_tokens = keys.shape[:-2], keys.shape[-2]
     if lengths is None:
         lengths = torch.full((1,), num_tokens, device=keys.device)
-    else:  # the kernel does not read padding, but the products after it do, and 0 · NaN is NaN
+    else:
         lengths = lengths.to(keys.device)
-        keys, values, learning_rates = (
-            reference.without_padding(tokens, lengths) for tokens in (keys, values, learning_rates)
-        )
+        if not fits_on_chip(keys):  # products with whole arrays read padding, and 0 · NaN is NaN
+            keys, values, learning_rates = (
+                reference.without_padding(tokens, lengths) for tokens in (keys, values, learning_rates)
+            )
     w0, w1, w2 = (weight.to(keys.dtype) for weight in flatten_weights(weights, leading))
     tokens = [flatten_matrices(tokens, leading) for tokens in (keys, values, learning_rates.to(keys.dtype))]
     found = _fast_weight_gradients(w0, w1, w2, *tokens, lengths)
@@ -90,7 +91,7 @@ def _(w0, w1, w2, keys, values, learning_rates, lengths, *upstream):
 def _backward(ctx, *output_gradients: Tensor) -> tuple[Tensor | None, ...]:
     w0, _, _, keys, *_ = inputs = ctx.saved_tensors
     if torch.is_grad_enabled() or not fits_on_chip(keys):
-        return *_backward_by_reference(inputs[:-1], output_gradients), None
+        return *_backward_by_reference(inputs, output_gradients), None
     upstream = [
         keys.new_zeros(keys.shape[0], *weight.shape[1:]) if gradient is None else gradient.contiguous()
         for gradient, weight in zip(output_gradients, inputs[:3], strict=True)
@@ -104,12 +105,15 @@ def _backward(ctx, *output_gradients: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _backward_by_reference(inputs: tuple[Tensor, ...], output_gradients: tuple[Tensor, ...]) -> list[Tensor | None]:
+    *differentiable, lengths = inputs
+
     def by_reference(w0: Tensor, w1: Tensor, w2: Tensor, keys: Tensor, values: Tensor, rates: Tensor):
         repeats = keys.shape[0] // w0.shape[0]
         weights = tuple(weight.repeat(repeats, 1, 1) for weight in (w0, w1, w2))
-        return reference.fast_weight_gradients(weights, keys, values, rates)
+        own_lengths = lengths.repeat_interleave(keys.shape[0] // lengths.shape[0])
+        return reference.fast_weight_gradients(weights, keys, values, rates, own_lengths)
 
-    return gradients_by_recomputation(by_reference, inputs, output_gradients)
+    return gradients_by_recomputation(by_reference, differentiable, output_gradients)
 
 
 _fast_weight_gradients.register_autograd(_backward, setup_context=_setup_context)

@@ -18,7 +18,8 @@ def fast_weight_gradients(
             weights i mod k.
         keys, values: [count, L, d], contiguous, float32, bfloat16 or float16.
         learning_rates: [count, L, 3], contiguous.
-        lengths: [rows] integers, real tokens of each row of the batch; rows divide count. Keys and values beyond are 0.
+        lengths: [rows] integers, real tokens of each row of the batch; rows divide count. Wide heads and float32 need keys and
+            values beyond to be 0; the on-chip kernels do not read them.
 
     Returns:
         (∇W0 [count, dh, d], ∇W1 [count, d, dh], ∇W2 [count, dh, d]) in the tokens' dtype.

@@ -36,7 +36,10 @@ def muon_step(
         (weights after the step, momenta after the step or None).
     """
     if momenta is not None:
-        gradients = momenta = tuple(beta * m + g for m, g in zip(momenta, gradients, strict=True))
+        momenta = tuple(torch.addcmul(g, beta, m) for m, g in zip(momenta, gradients, strict=True))
+        # Momenta over many chunks are kept in 32 bits, which Newton-Schulz need not be done in. float16 might overflow.
+        in_bfloat16 = gradients[0].dtype == torch.bfloat16
+        gradients = tuple(m.bfloat16() for m in momenta) if in_bfloat16 else momenta
     leading = gradients[0].shape[:-2]
     flat_weights = [flatten_matrices(weight, leading) for weight in weights]
     flat_gradients = [flatten_matrices(gradient, leading) for gradient in gradients]

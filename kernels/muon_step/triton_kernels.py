@@ -18,10 +18,18 @@ from lact_asr.kernels.newton_schulz.gram_form import Coefficients
 from lact_asr.kernels.newton_schulz.launches import orthogonalising_polynomials
 from lact_asr.kernels.newton_schulz.reference import COEFFICIENTS
 from lact_asr.kernels.newton_schulz.triton_kernels import update_tile
-from lact_asr.kernels.triton_tiles import block_depth, block_size, dot_precision, load_block, store_block, triton_dtype
+from lact_asr.kernels.triton_tiles import (
+    OF_THE_BATCH,
+    block_depth,
+    block_size,
+    dot_precision,
+    load_block,
+    store_block,
+    triton_dtype,
+)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=OF_THE_BATCH)
 def weight_update_kernel(
     weights, gradients, polynomials, scales, target_norms, out, weight_count, norm_count, m, n, spread, epsilon,
     TALL: tl.constexpr, COMPUTE: tl.constexpr, PRECISION: tl.constexpr,

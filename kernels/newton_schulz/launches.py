@@ -22,6 +22,7 @@ from lact_asr.kernels.newton_schulz.triton_kernels import (
 from lact_asr.kernels.triton_tiles import block_depth, block_size, compute_dtype, dot_precision, triton_dtype
 
 ONE_PROGRAM_MAX = 256  # the largest m for which one program a matrix takes all steps; beyond, each product is a launch
+NARROW_TILES_MAX = 256  # up to this m tiles of 64: of 128, too much of a matrix of 192 would be padding
 
 
 def newton_schulz(matrices: Tensor, coefficients: Coefficients = COEFFICIENTS) -> Tensor:
@@ -77,13 +78,17 @@ def orthogonalising_polynomials(tensors: list[Tensor], coefficients: Coefficient
 
 def _gram(matrices: Tensor, gram: Tensor) -> None:
     count, m, _ = gram.shape
-    block = block_size(m, 128 if m > ONE_PROGRAM_MAX and matrices.element_size() == 2 else 64)
+    block = _tile_edge(m, matrices)
     tiles = triton.cdiv(m, block)
     gram_kernel[(tiles * (tiles + 1) // 2, count)](
         matrices, gram, m, max(matrices.shape[-2:]), TALL=matrices.shape[-2] > matrices.shape[-1],
         PRECISION=dot_precision(matrices.dtype), BLOCK=block, BLOCK_K=block_depth(max(matrices.shape[-2:]), matrices.dtype),
         num_warps=4 if block <= 64 else 8, num_stages=3,
     )  # fmt: skip
+
+
+def _tile_edge(m: int, matrices: Tensor) -> int:
+    return block_size(m, 128 if m > NARROW_TILES_MAX and matrices.element_size() == 2 else 64)
 
 
 @functools.lru_cache(maxsize=16)
@@ -147,7 +152,7 @@ def _launch_product(
 ) -> None:  # fmt: skip
     """`product_kernel` over all tiles; ``parts`` of left, right and out."""
     count, m, _ = out.shape
-    block = block_size(m, 128 if out.dtype == torch.float16 else 64)
+    block = _tile_edge(m, out)
     tiles = triton.cdiv(m, block)
     product_kernel[(tiles * (tiles + 1) // 2 if symmetric else tiles * tiles, count)](
         left, left if left_low is None else left_low, right, right if right_low is None else right_low,

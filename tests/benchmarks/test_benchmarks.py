@@ -15,7 +15,7 @@ import torch
 
 from benchmarks import costs
 from benchmarks.kernels import all_cases
-from benchmarks.peers import load_peer, torch_optim_muon
+from benchmarks.peers import load_peers, peer_argument
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -33,6 +33,8 @@ def test_kernel_benchmark_writes_its_files(tmp_path):
         "--quick",
         "--compile_seconds",
         "0",
+        "--peer",
+        f"lact={ROOT}",
         "--dtype",
         "float32",
         "--output_dir",
@@ -40,7 +42,9 @@ def test_kernel_benchmark_writes_its_files(tmp_path):
     )
     assert result.returncode == 0, result.stderr
     content = json.loads((tmp_path / "kernels.json").read_text())
-    assert not content["failures"]
+    (failure,) = content["failures"]
+    assert "peer lact cannot be loaded" in failure  # one sentence, and all else is measured
+    assert not content["left_out_for_time"]
     measured = {(m["operation"], m["implementation"], m["direction"]) for m in content["measurements"]}
     assert ("muon_step", "pytorch", "forward + backward") in measured
     assert ("newton_schulz", "torch.optim.Muon", "forward") in measured
@@ -69,24 +73,59 @@ def test_without_a_gpu_the_default_says_so():
     assert "No CUDA device" in result.stderr
 
 
-def test_nothing_but_torch_and_transformers_is_needed():
-    # The GPU machine has no audio readers, no corpus tools and no decoders.
-    hidden = ("soundfile", "soxr", "lhotse", "jiwer", "kenlm", "pyctcdecode", "kaldingram", "espeakng_loader")
-    code = f"import sys; sys.modules.update(dict.fromkeys({hidden})); import benchmarks.kernels, benchmarks.model, benchmarks.tiles; import lact_asr.inference.ttt_procedure"
+AUDIO_LIBRARIES = (
+    "soundfile", "soxr", "lhotse", "jiwer", "rapidfuzz", "kenlm", "pyctcdecode", "kaldingram", "espeakng_loader",
+    "audiomentations", "pyroomacoustics", "librosa", "cmaes", "psutil", "jinja2",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("modules", "hidden"),
+    [
+        ("benchmarks.kernels, benchmarks.tiles", (*AUDIO_LIBRARIES, "transformers", "einops", "matplotlib")),
+        ("benchmarks.model, lact_asr.inference.ttt_procedure", AUDIO_LIBRARIES),
+    ],
+)
+def test_few_libraries_are_needed(modules, hidden):
+    """A GPU machine may have no audio readers, no corpus tools and no decoders; the kernels' benchmarks need PyTorch alone."""
+    code = f"import sys; sys.modules.update(dict.fromkeys({hidden})); import {modules}"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
 
 
 def test_peers():
-    with pytest.raises(ValueError, match="unknown peer 'somebody'"):
-        load_peer("somebody=.")
-    with pytest.raises(ValueError, match="no folder /nowhere"):
-        load_peer("lact=/nowhere")
-    with pytest.raises(ValueError, match="cannot be loaded"):
-        load_peer(f"lact={ROOT}")
-    matrices = torch.randn(2, 6, 9)
-    singular_values = torch.linalg.svdvals(torch_optim_muon()(matrices).float())
+    with pytest.raises(argparse.ArgumentTypeError, match="unknown peer 'somebody'"):
+        peer_argument("somebody=.")
+    with pytest.raises(argparse.ArgumentTypeError, match="no folder /nowhere"):
+        peer_argument("lact=/nowhere")
+    loaded, failures = load_peers([peer_argument(f"lact={ROOT}"), peer_argument("gram_newton_schulz")])
+    assert len(failures) == 2
+    assert f"peer lact cannot be loaded from {ROOT}" in failures[0]
+    singular_values = torch.linalg.svdvals(loaded["torch.optim.Muon"](torch.randn(2, 6, 9)).float())
     assert ((singular_values > 0.5) & (singular_values < 1.3)).all()
+
+
+# The folder, file and function that each adapter looks for, in modules as small as can be.
+CHECKOUTS = {
+    "lact": ("lact_llm/lact_model/ttt_operation.py", "def zeropower_via_newtonschulz5(G): return 2 * G"),
+    "dion": ("dion/newton_schulz_triton.py", "def newton_schulz_triton(G, epsilon=1e-7): return 2 * G"),
+    "flash_muon": ("flash_muon/muon.py", "def fast_newtonschulz(G, steps): assert G.ndim == 2; return 2 * G"),
+    "gram_newton_schulz": (
+        "gram_newton_schulz/__init__.py", "class GramNewtonSchulz:\n    def __call__(self, X): return 2 * X",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CHECKOUTS)
+def test_a_checkout_of_a_peer_is_loaded(name, tmp_path):
+    file, source = CHECKOUTS[name]
+    (tmp_path / file).parent.mkdir(parents=True)
+    (tmp_path / file).write_text(source)
+    with mock.patch.dict(sys.modules):
+        loaded, failures = load_peers([peer_argument(f"{name}={tmp_path}")])
+    assert not failures
+    assert torch.equal(loaded[name](torch.ones(3, 4, 5)), torch.full((3, 4, 5), 2.0))
+    assert str(tmp_path) not in sys.path
 
 
 def test_flops_are_those_of_the_products():
@@ -118,10 +157,10 @@ def test_tile_sizes_are_timed_and_reported(tmp_path):
     kept = []
     with mock.patch.object(tiles, "grid", return_value=[Tiles(16, 16, 4, 1)]):
         results = tiles.run(args, torch.device("cpu"), lambda results: kept.append(len(results)))
-    assert kept == [1, 3, 4, 6, 8, 10, 12]
+    assert kept == [1, 2, 3, 5, 6, 8, 10, 12, 14]
     assert not [entry for entry in results if "failure" in entry]
     lines = list(tiles.report(results))
-    assert sum("(default)" in line for line in lines) == 7
+    assert sum("(default)" in line for line in lines) == 9
     assert {"gradients", "apply", "gradients, of tokens"} < set(lines)
 
 

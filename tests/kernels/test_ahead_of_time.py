@@ -10,7 +10,7 @@ import pytest
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("capability", ["80", "90"])
+@pytest.mark.parametrize("capability", ["80", "89", "90"])
 def test_no_launch_spills_or_asks_for_too_much_shared_memory(capability, tmp_path):
     pytest.importorskip("triton", reason="the package triton is not installed: pip install lact-asr[triton]")
     # A process of its own: kernels of this one may have been defined for the interpreter.

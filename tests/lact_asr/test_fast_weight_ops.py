@@ -44,6 +44,9 @@ def test_triton_where_it_cannot_run_is_an_error(monkeypatch):
     monkeypatch.setattr("lact_asr.fast_weight_ops.TRITON_IS_INSTALLED", True)
     with pytest.raises(InputError, match="not float64"):
         newton_schulz(torch.zeros(2, 3, dtype=torch.float64), backend="triton")
+    monkeypatch.setattr("lact_asr.fast_weight_ops.BUILT_FOR_AMD", True)
+    with pytest.raises(InputError, match="AMD"):
+        newton_schulz(torch.zeros(2, 3), backend="triton")
     monkeypatch.setattr("lact_asr.fast_weight_ops.TRITON_IS_INSTALLED", False)
     with pytest.raises(InputError, match="not installed"):
         newton_schulz(torch.zeros(2, 3), backend="triton")

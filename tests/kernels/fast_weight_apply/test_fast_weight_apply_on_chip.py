@@ -38,8 +38,8 @@ def test_forward_and_queries_derivative_in_float32(device, num_tokens, d, dh, re
     expected = reference(tuple(w.double().repeat(2, 1, 1) for w in weights), leaf)
     (derivative,) = torch.autograd.grad(expected, leaf, upstream.double())
     placed = (tuple(w.to(device) for w in weights), queries.to(device))
-    assert relative_error(on_chip.fast_weight_apply(*placed), expected) < 2e-6
-    assert relative_error(on_chip.queries_derivative(*placed, upstream.to(device)), derivative) < 2e-6
+    assert relative_error(on_chip.fast_weight_apply(*placed), expected) < 5e-6
+    assert relative_error(on_chip.queries_derivative(*placed, upstream.to(device)), derivative) < 5e-6
 
 
 @pytest.mark.parametrize("shared", [True, False])

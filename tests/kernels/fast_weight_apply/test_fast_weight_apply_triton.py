@@ -7,7 +7,8 @@ import torch
 
 from lact_asr.kernels.fast_weight_apply.reference import fast_weight_apply as reference
 
-TOLERANCE = {torch.float32: 2e-6, torch.float16: 3e-3}
+# float32 on a GPU is three TF32 products, whose sums may be cut off and not rounded.
+TOLERANCE = {torch.float32: 5e-6, torch.float16: 3e-3}
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -37,6 +38,15 @@ def test_forward(fast_weight_apply, num_tokens, d, dh, shared, dtype, relative_e
     assert found.dtype == dtype
     expected = reference(tuple(w.double() for w in weights), queries.double())
     assert relative_error(found, expected) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("scale", [1e-3, 20.0])
+def test_small_queries_and_gates_that_saturate(fast_weight_apply, scale, dtype, relative_error):
+    weights, queries = inputs(1, 2, 9, 24, 40)
+    weights, queries = tuple(w.to(dtype) for w in weights), (scale * queries).to(dtype)
+    expected = reference(tuple(w.double() for w in weights), queries.double())
+    assert relative_error(fast_weight_apply(weights, queries), expected) < TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize("shared", [True, False])

@@ -45,7 +45,7 @@ def test_forward_in_float32(device, num_tokens, d, dh, relative_error):
     found = fast_weight_gradients(tuple(placed[:3]), *placed[3:], lengths.to(device))
     tokens = [without_padding(t.double(), lengths.repeat_interleave(2)) for t in tokens]
     for mine, exact in zip(found, reference(repeated([w.double() for w in weights], 4), *tokens), strict=True):
-        assert relative_error(mine, exact) < 2e-6
+        assert relative_error(mine, exact) < 5e-6
 
 
 @pytest.mark.parametrize(("num_tokens", "d", "dh"), SHAPES)
@@ -59,12 +59,13 @@ def test_derivatives_in_float32(device, num_tokens, d, dh, relative_error):
     masked = [without_padding(t, lengths.repeat_interleave(2)) for t in leaves[3:]]
     exact = torch.autograd.grad(reference(tuple(leaves[:3]), *masked), leaves, [u.double() for u in upstream])
 
-    tokens = [without_padding(t, lengths.repeat_interleave(2)) for t in tokens]  # as the operator gives them
+    for tensor in tokens:
+        tensor[2:, num_tokens // 2 :] = float("nan")  # padding is not read
     placed = [t.to(device) for t in (*weights, *tokens, lengths, *upstream)]
     arguments = (tuple(placed[:3]), *placed[3:7], tuple(placed[7:]))
     found = *on_chip_backward.weights_derivatives(*arguments), *on_chip_backward.tokens_derivatives(*arguments)
     for mine, expected in zip(found, exact, strict=True):
-        assert relative_error(mine, expected) < 5e-6
+        assert relative_error(mine, expected) < 1e-5
     if num_tokens > 1:
         assert all(tokens[2:, num_tokens // 2 :].abs().max() == 0 for tokens in found[3:])
 

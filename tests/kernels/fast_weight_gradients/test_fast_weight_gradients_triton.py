@@ -7,8 +7,8 @@ import torch
 
 from lact_asr.kernels.fast_weight_gradients.reference import fast_weight_gradients as reference
 
-# The gradients' own scale, so that no test depends on it.
-TOLERANCE = {torch.float32: 2e-6, torch.float16: 3e-3}
+# Of the gradients' own scale. float32 on a GPU is three TF32 products, whose sums may be cut off and not rounded.
+TOLERANCE = {torch.float32: 5e-6, torch.float16: 3e-3}
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -45,20 +45,37 @@ def test_forward(fast_weight_gradients, num_tokens, d, dh, shared, dtype, relati
         assert relative_error(mine, exact) < TOLERANCE[dtype]
 
 
-def test_padding_of_any_content_changes_nothing(fast_weight_gradients, relative_error):
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_padding_of_any_content_changes_nothing(fast_weight_gradients, dtype, relative_error):
     weights, tokens = inputs(3, 2, 37, 24, 40)
+    weights, tokens = tuple(w.to(dtype) for w in weights), [t.to(dtype) for t in tokens]
     lengths = torch.tensor([37, 5, 0])
     for tensor in tokens:
         tensor[1, :, 5:] = float("nan")
         tensor[2] = float("inf")
+        tensor.requires_grad_()
     together = fast_weight_gradients(weights, *tokens, lengths)
     for row, length in enumerate(lengths.tolist()):
-        alone = reference(weights, *(t[row : row + 1, :, :length] for t in tokens))
-        for mine, expected in zip(together, alone, strict=True):
+        real = (t[row : row + 1, :, :length].double() for t in tokens)
+        for mine, expected in zip(together, reference(tuple(w.double() for w in weights), *real), strict=True):
             if length == 0:
                 assert mine[row].abs().max() == 0
             else:
-                assert relative_error(mine[row : row + 1], expected) < 2e-6
+                assert relative_error(mine[row : row + 1], expected) < TOLERANCE[dtype]
+    for derivative in torch.autograd.grad(sum(g.float().sum() for g in together), tokens):
+        assert derivative.isfinite().all()
+        assert not derivative[1, :, 5:].any()
+        assert not derivative[2].any()
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_gates_that_saturate(fast_weight_gradients, dtype, relative_error):
+    weights, (keys, *others) = inputs(1, 2, 9, 24, 40)
+    weights, tokens = tuple(w.to(dtype) for w in weights), [t.to(dtype) for t in (20 * keys, *others)]
+    found = fast_weight_gradients(weights, *tokens)
+    expected = reference(tuple(w.double() for w in weights), *(t.double() for t in tokens))
+    for mine, exact in zip(found, expected, strict=True):
+        assert relative_error(mine, exact) < TOLERANCE[dtype]
 
 
 def test_the_reference_ignores_padding_too(relative_error):
@@ -85,16 +102,21 @@ def test_backward(fast_weight_gradients, shared, relative_error):
         assert relative_error(mine, exact) < 1e-5
 
 
-def test_second_derivative_is_the_references(fast_weight_gradients, relative_error):
-    weights, tokens = inputs(1, 1, 5, 4, 6)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float16, 1e-2)])
+@pytest.mark.parametrize("lengths", [None, torch.tensor([5, 3])], ids=str)
+def test_second_derivative_is_the_references(fast_weight_gradients, lengths, dtype, tolerance, relative_error):
+    weights, tokens = inputs(2, 2, 5, 4, 6)
+    if lengths is not None:
+        for tensor in tokens:
+            tensor[1, :, 3:] = float("nan")
 
     def second(function, dtype: torch.dtype) -> torch.Tensor:
         leaves = [t.to(dtype).requires_grad_() for t in (*weights, *tokens)]
-        found = function(tuple(leaves[:3]), *leaves[3:], None)
-        (first,) = torch.autograd.grad(sum(g.sin().sum() for g in found), leaves[3], create_graph=True)
-        return torch.autograd.grad(first.square().sum(), leaves[0])[0]
+        found = function(tuple(leaves[:3]), *leaves[3:], lengths)
+        (first,) = torch.autograd.grad(sum(g.double().sin().sum() for g in found), leaves[3], create_graph=True)
+        return torch.autograd.grad(first.double().square().sum(), leaves[0])[0]
 
-    assert relative_error(second(fast_weight_gradients, torch.float32), second(reference, torch.float64)) < 1e-5
+    assert relative_error(second(fast_weight_gradients, dtype), second(reference, torch.float64)) < tolerance
 
 
 @pytest.mark.gpu

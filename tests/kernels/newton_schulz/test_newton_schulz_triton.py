@@ -75,10 +75,14 @@ def test_rank_deficient(newton_schulz, rank, relative_error):
     assert relative_error(newton_schulz(half), reference(half.double())) < min(0.3, 0.7 * plain)
 
 
-@pytest.mark.parametrize("scale", [1e-5, 1e-3, 1e3, 1e12])
-def test_scale_does_not_matter(newton_schulz, scale, relative_error):
-    matrices = normal(2, 20, 36)
-    assert relative_error(newton_schulz(matrices * scale), reference((matrices * scale).double())) < 2e-4
+@pytest.mark.parametrize(
+    ("dtype", "scale"),
+    [(torch.float32, scale) for scale in (1e-5, 1e-3, 1e3, 1e12)] + [(torch.float16, scale) for scale in (1e-4, 1e4)],
+)
+def test_scale_does_not_matter(newton_schulz, dtype, scale, relative_error):
+    matrices = (normal(2, 20, 36) * scale).to(dtype)
+    tolerance = 2e-4 if dtype == torch.float32 else 0.03
+    assert relative_error(newton_schulz(matrices), reference(matrices.double())) < tolerance
 
 
 def test_backward(newton_schulz, relative_error):
@@ -121,3 +125,18 @@ def test_bfloat16_is_no_worse_than_plain_bfloat16(needs_gpu, newton_schulz, m, n
     expected = reference(matrices.double())
     plain = relative_error(reference(matrices.to(needs_gpu)), expected)
     assert relative_error(newton_schulz(matrices), expected) < 1.1 * plain
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("m", "n"), [(192, 1536), (768, 1536)])
+def test_bfloat16_backward_is_no_worse_than_plain_bfloat16(needs_gpu, newton_schulz, m, n, relative_error):
+    matrices, outer = normal(2, m, n).bfloat16(), normal(2, m, n, seed=1).bfloat16()
+
+    def derivative(function, dtype: torch.dtype, where: str) -> torch.Tensor:
+        leaf = matrices.to(where, dtype).requires_grad_()
+        found = function(leaf)
+        return torch.autograd.grad(found, leaf, outer.to(found.device, dtype))[0]
+
+    exact = derivative(reference, torch.float64, needs_gpu)
+    plain = relative_error(derivative(reference, torch.bfloat16, needs_gpu), exact)
+    assert relative_error(derivative(newton_schulz, torch.bfloat16, "cpu"), exact) < 1.1 * plain
