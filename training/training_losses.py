@@ -48,8 +48,9 @@ class TrainingLosses(nn.Module):
 
     - "none", and "joint" with masked prediction alone: the model's own loss, whose one masked pass serves both.
     - "joint": CTC(θ) + λ·SSL(θ), with any loss of test-time training.
-    - "meta": CTC(θ) + λ·SSL(θ) + μ·L(θ′), with θ′ = θ − η∇SSL(θ) for each utterance by itself, as at test time, and L (``ttt_outer_loss``) CTC, the expected word error rate, or
-      KL(p_θ(clean) ‖ p_θ′(noisy)), whose first distribution is the unadapted model's, in evaluation mode and without a gradient. Gradients flow through the step to θ and to the rates η (second derivatives included, but for ``ttt_first_order``).
+    - "meta": CTC(θ) + λ·SSL(θ) + μ·L(θ′), with θ′ = θ − η∇SSL(θ) for each utterance by itself, as at test time.
+      L (``ttt_outer_loss``) is CTC, the expected word error rate, or KL(p_θ(clean) ‖ p_θ′(noisy)), whose p_θ(clean) is in evaluation mode and a constant.
+      Gradients flow through the step to θ and to the rates η (second derivatives included, but for ``ttt_first_order``).
       L(θ′) is at a learned temperature.
       MAML (Finn et al., arXiv 1703.03400) with learned rates (Meta-SGD, arXiv 1707.09835) and a self-supervised inner loss.
 
@@ -124,8 +125,8 @@ class TrainingLosses(nn.Module):
                 ttt_loss = self._inner_steps(adaptation, copies, view)
             adapted = model(input_values, attention_mask=attention_mask)
         ctc_loss = model.ctc_loss(output.logits, output.frame_lengths, labels)
-        # A step that lowers entropy makes the output surer of itself, which changes no transcript. Without a temperature CTC would
-        # charge for that and learn rates that are too low, expected word errors reward it and learn rates that are too high.
+        # A step that lowers entropy makes the output surer of itself, which changes no transcript. Without a temperature CTC and the
+        # clean view would charge for that and learn rates that are too low, expected word errors reward it and learn rates that are too high.
         tempered = adapted.logits / model.ttt_rates.log_temperature.exp()
         ctc_after = model.ctc_loss(tempered, adapted.frame_lengths, labels)
         after, logged = ctc_after, {}
