@@ -37,8 +37,8 @@ class HybridASRConfig(PreTrainedConfig):
     Test-time training: ``ttt_loss_type``, ``ttt_steps``, ``ttt_parameters`` and ``ttt_optimizer`` and ``ttt_learning_rate``
     (null: by loss), ``ttt_mask_prob`` of the frames masked in spans of ``ttt_mask_length``, and ``ttt_chunk_size`` (frames
     adapted at a time, -1 for the whole utterance) are the defaults at test time. ``ttt_training`` ("none", "joint", "meta")
-    prepares the model for it: the self-supervised loss counts ``ttt_loss_weight``, ``ttt_outer_loss`` ("ctc", "word_errors")
-    after the step ``ttt_after_weight``, and ``ttt_first_order`` leaves out second derivatives. ``enable_ttt`` gives the model the masked-prediction head.
+    prepares the model for it: the self-supervised loss counts ``ttt_loss_weight``, ``ttt_outer_loss`` ("ctc", "word_errors",
+    "clean_view") after the step ``ttt_after_weight``, and ``ttt_first_order`` leaves out second derivatives. ``enable_ttt`` gives the model the masked-prediction head.
 
     Regularisation: ``hidden_dropout``, ``attention_dropout``, ``layerdrop``, ``mask_time_prob`` and
     ``mask_feature_prob`` (SpecAugment on the projected features; time masks come from ``ttt_mask_prob`` where
@@ -125,6 +125,11 @@ class HybridASRConfig(PreTrainedConfig):
             if isinstance(getattr(self, key), list):  # JSON has no tuples
                 setattr(self, key, tuple(getattr(self, key)))
         _check_values(self)
+
+    @property
+    def trains_with_clean_views(self) -> bool:
+        """Whether training compares each noisy utterance with itself before noise was added."""
+        return self.ttt_training == "meta" and self.ttt_outer_loss == "clean_view"
 
     @property
     def samples_per_frame(self) -> int:

@@ -45,6 +45,8 @@ TRAININGS = {
 OUTER_LOSSES = {
     "ctc": "CTC, at a learned temperature",
     "word_errors": "the expected word error rate over a few drawn transcripts, at a learned temperature",
+    "clean_view": "the divergence from what the unadapted model says of the same audio without noise, at a learned temperature "
+    "(needs --noise_dir or --noise_colours)",
 }
 
 

@@ -80,9 +80,14 @@ def crop_samples(arguments: argparse.Namespace) -> int | None:
 
 
 def make_training_loader(
-    corpus: Corpus, arguments: argparse.Namespace, processor: HybridASRProcessor, accelerator: Accelerator
+    corpus: Corpus,
+    arguments: argparse.Namespace,
+    processor: HybridASRProcessor,
+    accelerator: Accelerator,
+    clean_views: bool = False,
 ) -> SpeechDataLoader:
-    """Shuffled batches of similar durations, cropped and augmented."""
+    """Shuffled batches of similar durations, cropped and augmented; with clean views also without their noise."""
+    augmentation = _augmentation(arguments)
     return make_dataloader(
         corpus.cuts,
         processor,
@@ -92,7 +97,8 @@ def make_training_loader(
         num_buckets=arguments.num_buckets,
         crop_samples=crop_samples(arguments),
         num_workers=arguments.num_workers,
-        transform=_augmentation(arguments),
+        transform=augmentation,
+        clean_transform=augmentation.without_noise if clean_views else None,
         cache_bytes=int(arguments.cache_gigabytes * 1e9),
         world_size=accelerator.num_processes,
         rank=accelerator.process_index,

@@ -45,6 +45,7 @@ def make_config(arguments: argparse.Namespace) -> HybridASRConfig:
         if getattr(arguments, key) is not None:
             setattr(config, key, getattr(arguments, key))
     _prepare_for_ttt(config)
+    _check_outer_loss(config, arguments)
     if config.use_wav2vec2_encoder and config.wav2vec2_model_name is None:
         raise InputError("use_wav2vec2_encoder is set but wav2vec2_model_name is not: name a checkpoint or unset it.")
     if config.freeze_encoder and not config.use_wav2vec2_encoder and arguments.init_checkpoint is None:
@@ -76,6 +77,16 @@ def _prepare_for_ttt(config: HybridASRConfig) -> None:
         config.ttt_learning_rate = config.ttt_learning_rate or first.learning_rate
         if config.ttt_steps < 1:
             raise InputError("Meta-training needs --ttt_steps of 1 or more.")
+
+
+def _check_outer_loss(config: HybridASRConfig, arguments: argparse.Namespace) -> None:
+    if arguments.ttt_outer_loss is not None and config.ttt_training != "meta":
+        raise InputError("--ttt_outer_loss says what counts after the step of --ttt_training meta, and needs it.")
+    has_noise = (arguments.noise_dir is not None or arguments.noise_colours) and arguments.noise_prob > 0
+    if config.trains_with_clean_views and not has_noise:
+        raise InputError(
+            "The outer loss clean_view needs noise to undo: --noise_dir or --noise_colours, and a --noise_prob above 0."
+        )
 
 
 def make_model(

@@ -69,7 +69,9 @@ def make_trainer(arguments: argparse.Namespace, accelerator: Accelerator, resume
     validation_corpus, validation_batches = make_evaluation_loader(
         arguments.data_dir, arguments.val_subset, arguments, processor
     )
-    training_batches = make_training_loader(training_corpus, arguments, processor, accelerator)
+    training_batches = make_training_loader(
+        training_corpus, arguments, processor, accelerator, config.trains_with_clean_views
+    )
     reported = [training_corpus, validation_corpus]
     if arguments.test_subset is not None:  # read when training is over, but mistakes are better found now
         reported.append(load_corpus(arguments.data_dir, arguments.test_subset, arguments.dataset_type))

@@ -32,6 +32,7 @@ from lact_asr.training.training_state import (
 from lact_asr.training.validation import ValidationResult, validate
 
 LAST_CHECKPOINT = "last_checkpoint.pt"
+INPUTS = ("input_values", "attention_mask", "labels", "clean_input_values")  # the last for one outer loss only
 
 
 class Trainer:
@@ -155,10 +156,10 @@ class Trainer:
 
     def _train_batch(self, batch: dict) -> bool:
         """Forward and backward; true where this batch completed an optimiser step."""
-        started = time.perf_counter()
+        started, device = time.perf_counter(), self.accelerator.device
         with self.accelerator.accumulate(self.model):
-            inputs = (batch[name] for name in ("input_values", "attention_mask", "labels"))
-            losses = self.model(*(tensor.to(self.accelerator.device, non_blocking=True) for tensor in inputs))
+            inputs = {name: batch[name].to(device, non_blocking=True) for name in INPUTS if name in batch}
+            losses = self.model(**inputs)
             self.accelerator.backward(losses.total)
             stepped = self.accelerator.sync_gradients
             if stepped:
@@ -203,11 +204,9 @@ class Trainer:
 
     def _log_recent(self, bar: tqdm) -> None:
         recent, self._recent = self._recent, []
-        if not recent or self.log is None:
+        means = self._mean_losses(recent)
+        if self.log is None:
             return
-        means = {
-            name: sum(entry[name] for entry in recent) / len(recent) for name in LOGGED_LOSSES if name in recent[0]
-        }
         speed = sum(entry["audio_seconds"] for entry in recent) / sum(entry["seconds"] for entry in recent)
         values = {
             **{name: means.get(name) for name in LOGGED_LOSSES},
@@ -223,6 +222,13 @@ class Trainer:
         bar.set_postfix_str(
             f"loss {means['ctc_loss']:.3f}, best WER {'-' if best is None else f'{best:.1%}'}, {speed:.0f} s audio/s"
         )
+
+    def _mean_losses(self, recent: list[dict[str, float]]) -> dict[str, float]:
+        """Over the batches of all processes, which must all take part."""
+        names = [name for name in LOGGED_LOSSES if name in recent[0]]
+        own = [sum(entry[name] for entry in recent) / len(recent) for name in names]
+        means = self.accelerator.reduce(torch.tensor(own, dtype=torch.float64, device=self.accelerator.device), "mean")
+        return dict(zip(names, means.tolist(), strict=True))
 
     def _validate(self, bar: tqdm) -> None:
         """Score the validation set on the main process and keep the model if it is the best so far.

@@ -12,6 +12,7 @@ from lact_asr.inference.ttt_copies import Copies, evaluation_mode
 from lact_asr.inference.ttt_settings import Adaptation, TTTSettings
 from lact_asr.inference.ttt_step import Rows, StepView, draw_row_masks
 from lact_asr.modeling_hybrid_asr import HybridASRForCTC, HybridASROutput
+from lact_asr.training.clean_view_loss import clean_view_divergence
 from lact_asr.training.word_error_loss import expected_word_errors
 
 
@@ -24,6 +25,7 @@ class Losses(NamedTuple):
         ttt_loss: the self-supervised loss, detached; None without one.
         ctc_loss_after: CTC after the step, detached; None but in meta-training.
         word_errors_after: the expected word error rate after the step, detached; None but where that is the outer loss.
+        clean_divergence_after: of the output after the step from that on the clean view; likewise.
     """
 
     total: Tensor
@@ -31,6 +33,7 @@ class Losses(NamedTuple):
     ttt_loss: Tensor | None = None
     ctc_loss_after: Tensor | None = None
     word_errors_after: Tensor | None = None
+    clean_divergence_after: Tensor | None = None
 
     def logged(self) -> dict[str, float]:
         """The parts that there are, by name."""
@@ -45,7 +48,8 @@ class TrainingLosses(nn.Module):
 
     - "none", and "joint" with masked prediction alone: the model's own loss, whose one masked pass serves both.
     - "joint": CTC(θ) + λ·SSL(θ), with any loss of test-time training.
-    - "meta": CTC(θ) + λ·SSL(θ) + μ·L(θ′), with L CTC or the expected word error rate (``ttt_outer_loss``) and θ′ = θ − η∇SSL(θ) for each utterance by itself, as at test time.
+    - "meta": CTC(θ) + λ·SSL(θ) + μ·L(θ′), with θ′ = θ − η∇SSL(θ) for each utterance by itself, as at test time.
+      L (``ttt_outer_loss``) is CTC, the expected word error rate, or KL(p_θ(clean) ‖ p_θ′(noisy)), whose p_θ(clean) is in evaluation mode and a constant.
       Gradients flow through the step to θ and to the rates η (second derivatives included, but for ``ttt_first_order``).
       L(θ′) is at a learned temperature.
       MAML (Finn et al., arXiv 1703.03400) with learned rates (Meta-SGD, arXiv 1707.09835) and a self-supervised inner loss.
@@ -65,11 +69,18 @@ class TrainingLosses(nn.Module):
         super().__init__()
         self.model, self.settings, self.delimiter_id = model, settings or TTTSettings.of(model.config), delimiter_id
 
-    def forward(self, input_values: Tensor, attention_mask: Tensor, labels: Tensor) -> Losses:
-        """Losses of a batch; arguments as of `HybridASRForCTC.forward`."""
+    def forward(
+        self, input_values: Tensor, attention_mask: Tensor, labels: Tensor, clean_input_values: Tensor | None = None
+    ) -> Losses:
+        """Losses of a batch.
+
+        Args:
+            input_values, attention_mask, labels: as of `HybridASRForCTC.forward`.
+            clean_input_values: [B, samples], the same utterances without noise; needed by the outer loss "clean_view", and by no other.
+        """
         config = self.model.config
         if config.ttt_training == "meta":
-            return self._meta(input_values, attention_mask, labels)
+            return self._meta(input_values, attention_mask, labels, clean_input_values)
         if config.ttt_training == "joint" and config.ttt_loss_type != "masked_prediction":
             return self._joint(input_values, attention_mask, labels)
         output = self.model(input_values, attention_mask=attention_mask, labels=labels)
@@ -102,7 +113,9 @@ class TrainingLosses(nn.Module):
         total = ctc_loss + self.model.config.ttt_loss_weight * ttt_loss
         return Losses(total, ctc_loss.detach(), ttt_loss.detach())
 
-    def _meta(self, input_values: Tensor, attention_mask: Tensor, labels: Tensor) -> Losses:
+    def _meta(
+        self, input_values: Tensor, attention_mask: Tensor, labels: Tensor, clean_input_values: Tensor | None
+    ) -> Losses:
         config, model = self.model.config, self.model
         adaptation = Adaptation(model, self.settings)
         # Second derivatives are those of attention written out: the fused kernels have none.
@@ -112,18 +125,27 @@ class TrainingLosses(nn.Module):
                 ttt_loss = self._inner_steps(adaptation, copies, view)
             adapted = model(input_values, attention_mask=attention_mask)
         ctc_loss = model.ctc_loss(output.logits, output.frame_lengths, labels)
-        # A step that lowers entropy makes the output surer of itself, which changes no transcript. Without a temperature CTC would
-        # charge for that and learn rates that are too low, expected word errors reward it and learn rates that are too high.
+        # A step that lowers entropy makes the output surer of itself, which changes no transcript. Without a temperature CTC and the
+        # clean view would charge for that and learn rates that are too low, expected word errors reward it and learn rates that are too high.
         tempered = adapted.logits / model.ttt_rates.log_temperature.exp()
-        after, word_errors = model.ctc_loss(tempered, adapted.frame_lengths, labels), None
-        ctc_after = after.detach()
+        after = {"ctc_loss_after": model.ctc_loss(tempered, adapted.frame_lengths, labels)}
         if config.ttt_outer_loss == "word_errors":
-            after = expected_word_errors(
+            after["word_errors_after"] = expected_word_errors(
                 tempered, adapted.frame_lengths, labels, config.ctc_blank_id, self.delimiter_id
             )
-            word_errors = after.detach()
-        total = ctc_loss + config.ttt_loss_weight * ttt_loss + config.ttt_after_weight * after
-        return Losses(total, ctc_loss.detach(), ttt_loss.detach(), ctc_after, word_errors)
+        elif config.ttt_outer_loss == "clean_view":
+            clean_logits = self._unadapted_logits(clean_input_values, attention_mask)
+            after["clean_divergence_after"] = clean_view_divergence(tempered, clean_logits, adapted.frame_lengths)
+        *_, outer = after.values()
+        total = ctc_loss + config.ttt_loss_weight * ttt_loss + config.ttt_after_weight * outer
+        return Losses(
+            total, ctc_loss.detach(), ttt_loss.detach(), **{name: loss.detach() for name, loss in after.items()}
+        )
+
+    @torch.no_grad()
+    def _unadapted_logits(self, input_values: Tensor, attention_mask: Tensor) -> Tensor:
+        with evaluation_mode(self.model):
+            return self.model(input_values, attention_mask=attention_mask).logits
 
     def _first_pass(
         self, adaptation: Adaptation, input_values: Tensor, attention_mask: Tensor

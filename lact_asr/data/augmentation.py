@@ -44,12 +44,22 @@ class WaveformAugmentation:
 
     def __call__(self, samples: np.ndarray, key: str) -> np.ndarray:
         """Augment one utterance: float32 [samples] -> float32, of another length where the speed changes."""
-        digest = hashlib.blake2b(f"{self.seed}/{key}".encode(), digest_size=8).digest()
-        rng = np.random.default_rng(int.from_bytes(digest, "little"))
-        samples = change_speed(samples, float(rng.choice(self.speed_factors)))
+        rng = self._generator(key)
+        samples = self._change_speed(samples, rng)
         if self.mixer is not None and rng.random() < self.noise_prob:
             samples = self.mixer(samples, key)
         return samples
+
+    def without_noise(self, samples: np.ndarray, key: str) -> np.ndarray:
+        """The same utterance at the same speed before noise was added: as a call, and equally long."""
+        return self._change_speed(samples, self._generator(key))
+
+    def _generator(self, key: str) -> np.random.Generator:
+        digest = hashlib.blake2b(f"{self.seed}/{key}".encode(), digest_size=8).digest()
+        return np.random.default_rng(int.from_bytes(digest, "little"))
+
+    def _change_speed(self, samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        return change_speed(samples, float(rng.choice(self.speed_factors)))
 
 
 def change_speed(samples: np.ndarray, factor: float) -> np.ndarray:

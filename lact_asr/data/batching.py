@@ -51,6 +51,7 @@ def make_dataloader(
     max_batch_seconds: float | None = None,
     num_workers: int = 0,
     transform: Transform | None = None,
+    clean_transform: Transform | None = None,
     cache_bytes: int = 0,
     world_size: int = 1,
     rank: int = 0,
@@ -58,7 +59,8 @@ def make_dataloader(
     """Build the loader of a training (``shuffle=True``) or evaluation set.
 
     Batches are dicts: `input_values` float32 [B, samples] (normalised per utterance, zero padded), `attention_mask`
-    int64 [B, samples] (1 = real), `labels` int64 [B, L] (-100 = padding), `ids` list[str], `texts` list[str].
+    int64 [B, samples] (1 = real), `labels` int64 [B, L] (-100 = padding), `ids` list[str], `texts` list[str]; with a
+    `clean_transform` also `clean_input_values`, normalised and padded as `input_values` are.
 
     Args:
         cuts: `Corpus.cuts`.
@@ -75,6 +77,7 @@ def make_dataloader(
         transform: called as ``transform(samples, key)`` on float32 [samples] at 16 kHz before normalisation; it may
             change the length a little (padding is then planned from the original lengths). The key is the utterance id, with ``#epochN`` added from the second training epoch on: a
             transform seeded by it is reproducible and yet differs between epochs.
+        clean_transform: called as `transform`, in its place, for the clean view; must give equally many samples.
         cache_bytes: memory for decoded recordings (float32, so that results are exact), shared by the workers.
         world_size, rank: of the processes that share an epoch; each takes whole batches, every `world_size`-th. In
         training the plan is filled up with its
@@ -89,7 +92,8 @@ def make_dataloader(
         raise InputError(f"cannot make batches of {batch_size} from {len(cuts)} utterances: both must be at least 1")
     cache = WaveformCache([cut_samples(cut) for cut in cuts], cache_bytes) if cache_bytes else None
     plan = BatchPlan(cuts, batch_size, shuffle, seed, num_buckets, max_batch_seconds)
-    return SpeechDataLoader(SpeechDataset(cuts, processor, transform, cache), plan, num_workers, world_size, rank)
+    dataset = SpeechDataset(cuts, processor, transform, cache, clean_transform)
+    return SpeechDataLoader(dataset, plan, num_workers, world_size, rank)
 
 
 def crop_cut(cut: MonoCut, crop_samples: int | None) -> MonoCut:
@@ -213,8 +217,10 @@ class SpeechDataset(Dataset):
         processor: Any,
         transform: Transform | None = None,
         cache: WaveformCache | None = None,
+        clean_transform: Transform | None = None,
     ):
-        self.cuts, self.processor, self.transform, self.cache = cuts, processor, transform, cache
+        self.cuts, self.processor, self.cache = cuts, processor, cache
+        self.transform, self.clean_transform = transform, clean_transform
 
     def __len__(self) -> int:
         return len(self.cuts)
@@ -230,9 +236,9 @@ class SpeechDataset(Dataset):
             except InputError as error:
                 problems.append(Problem(cut.id, str(error), "unreadable audio file"))
                 continue
-            waveforms.append(samples if self.transform is None else self._transformed(samples, cut.id, epoch))
+            waveforms.append(samples)
             cuts.append(cut)
-        return (self._collate(waveforms, cuts) if cuts else None), problems
+        return (self._collate(waveforms, cuts, epoch) if cuts else None), problems
 
     def _read(self, index: int) -> np.ndarray:
         """float32 [samples] of one cut."""
@@ -245,23 +251,35 @@ class SpeechDataset(Dataset):
                 self.cache.put(index, samples)
         return samples
 
-    def _transformed(self, samples: np.ndarray, utterance_id: str, epoch: int) -> np.ndarray:
-        key = f"{utterance_id}#epoch{epoch}" if epoch else utterance_id
-        return np.asarray(self.transform(samples, key), dtype=np.float32)
-
-    def _collate(self, waveforms: list[np.ndarray], cuts: list[MonoCut]) -> Batch:
-        inputs = self.processor.feature_extractor(
-            waveforms, sampling_rate=SAMPLE_RATE_HZ, padding=True, return_attention_mask=True, return_tensors="pt"
-        )
+    def _collate(self, waveforms: list[np.ndarray], cuts: list[MonoCut], epoch: int) -> Batch:
+        keys = [f"{cut.id}#epoch{epoch}" if epoch else cut.id for cut in cuts]
+        input_values, attention_mask = self._inputs(waveforms, keys, self.transform)
         texts = [transcript(cut) for cut in cuts]
         rows = [torch.tensor(self.processor.tokenizer(text).input_ids, dtype=torch.int64) for text in texts]
-        return {
-            "input_values": inputs.input_values.float(),
-            "attention_mask": inputs.attention_mask.to(torch.int64),
+        batch = {
+            "input_values": input_values,
+            "attention_mask": attention_mask,
             "labels": torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=IGNORED_LABEL),
             "ids": [cut.id for cut in cuts],
             "texts": texts,
         }
+        if self.clean_transform is not None:
+            batch["clean_input_values"], _ = self._inputs(waveforms, keys, self.clean_transform)
+        return batch
+
+    def _inputs(
+        self, waveforms: list[np.ndarray], keys: list[str], transform: Transform | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Transformed, normalised, padded: float32 [B, samples], and the int64 mask of real samples."""
+        if transform is not None:
+            waveforms = [
+                np.asarray(transform(samples, key), dtype=np.float32)
+                for samples, key in zip(waveforms, keys, strict=True)
+            ]
+        inputs = self.processor.feature_extractor(
+            waveforms, sampling_rate=SAMPLE_RATE_HZ, padding=True, return_attention_mask=True, return_tensors="pt"
+        )
+        return inputs.input_values.float(), inputs.attention_mask.to(torch.int64)
 
 
 class _PlanPosition:

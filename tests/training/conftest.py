@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,14 +110,19 @@ def write_manifest(corpus_dir) -> Callable[..., list]:
     return write
 
 
-def run_training(*flags: object, output_dir: Path) -> Run:
-    """Call the command in this process; later flags override those that every test needs."""
+def training_command(*flags: object, output_dir: Path) -> list[str]:
+    """The command's words; later flags override those that every test needs."""
     common = ["--train_subset", "train-generated", "--val_subset", "dev-generated", "--device", "cpu", "--lm_order", 0]
     common += ["--batch_size", 2, "--warmup_steps", 2, "--logging_steps", 1]
+    return [str(word) for word in (*common, "--output_dir", output_dir, *flags)]
+
+
+def run_training(*flags: object, output_dir: Path) -> Run:
+    """Call the command in this process."""
     _forget_accelerator()
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
         try:
-            exit_code = main([str(flag) for flag in (*common, "--output_dir", output_dir, *flags)])
+            exit_code = main(training_command(*flags, output_dir=output_dir))
         finally:
             _forget_accelerator()
     return Run(exit_code, out.getvalue(), err.getvalue(), output_dir)
@@ -133,6 +141,25 @@ def train(corpus_dir, write_config, tmp_path) -> Callable[..., Run]:
     def run(*flags: object, name: str = "run", **configuration) -> Run:
         config = write_config(tmp_path, **configuration)
         return run_training("--config_path", config, "--data_dir", corpus_dir, *flags, output_dir=tmp_path / name)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def train_in_two_processes(corpus_dir) -> Callable[..., dict[str, Run]]:
+    """``train_in_two_processes(config, folder, {name: flags})``: the command by torchrun, one run after another."""
+
+    def run(config: Path, folder: Path, trainings: dict[str, tuple]) -> dict[str, Run]:
+        data = ("--config_path", config, "--data_dir", corpus_dir)
+        commands = [training_command(*data, *flags, output_dir=folder / name) for name, flags in trainings.items()]
+        launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+        script = Path(__file__).with_name("run_trainings.py")
+        done = subprocess.run(
+            [*launcher, script, json.dumps(commands)], capture_output=True, text=True, timeout=600,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return {name: Run(0, done.stdout, done.stderr, folder / name) for name in trainings}
 
     return run
 

@@ -25,6 +25,17 @@ EVERYTHING_RANDOM = {
     "mask_feature_prob": 0.2, "mask_feature_length": 4, "ttt_mask_length": 4,
 }  # fmt: skip
 
+JOINT = ("--enable_ttt",)
+CLEAN_VIEWS = (
+    "--ttt_training",
+    "meta",
+    "--ttt_loss_type",
+    "entropy",
+    "--ttt_first_order",
+    "--ttt_outer_loss",
+    "clean_view",
+)
+
 
 @pytest.fixture
 def noise_dir(tmp_path) -> Path:
@@ -58,19 +69,20 @@ def assert_same_state(actual: dict, expected: dict) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "call", "accumulation", "stopped_step"),
+    ("method", "call", "accumulation", "stopped_step", "training"),
     [
-        pytest.param("_after_step", 3, 1, 3, id="within an epoch"),
-        pytest.param("_after_step", 5, 1, 5, id="after the last batch of an epoch"),
+        pytest.param("_after_step", 3, 1, 3, JOINT, id="within an epoch"),
+        pytest.param("_after_step", 5, 1, 5, JOINT, id="after the last batch of an epoch"),
         # Five batches an epoch: the first epoch's validation comes between the batches of the third step.
-        pytest.param("_validate", 1, 2, 2, id="in the middle of an accumulation, at the end of an epoch"),
+        pytest.param("_validate", 1, 2, 2, JOINT, id="in the middle of an accumulation, at the end of an epoch"),
+        pytest.param("_after_step", 3, 2, 3, CLEAN_VIEWS, id="meta-training with clean views, in the second epoch"),
     ],
 )
 def test_stopped_and_resumed_is_bit_for_bit_never_stopped(
-    train, monkeypatch, noise_dir, method, call, accumulation, stopped_step
+    train, monkeypatch, noise_dir, method, call, accumulation, stopped_step, training
 ):
     flags = (
-        "--max_steps", 7 if accumulation == 1 else 4, "--enable_ttt", "--speed_factors", "0.9,1,1.1", "--noise_dir",
+        "--max_steps", 7 if accumulation == 1 else 4, *training, "--speed_factors", "0.9,1,1.1", "--noise_dir",
         noise_dir, "--gradient_accumulation_steps", accumulation, "--peak_lr", 5e-3,
     )  # fmt: skip
     straight = train(*flags, name="straight", **EVERYTHING_RANDOM)

@@ -45,7 +45,7 @@ def damaged_corpus(corpus_dir, tmp_path):
 def loader_of(corpus_dir, tmp_path):
     """The training loader that some flags give."""
 
-    def make(*flags: object, data_dir=corpus_dir):
+    def make(*flags: object, data_dir=corpus_dir, clean_views=False):
         arguments = parse_arguments(
             ["--config_path", "-", "--data_dir", str(data_dir), "--train_subset", "train-generated", "--output_dir", "-",
              "--batch_size", "2", *map(str, flags)]
@@ -53,17 +53,17 @@ def loader_of(corpus_dir, tmp_path):
         processor = HybridASRProcessor.from_vocabulary(build_vocabulary())
         corpora = load_training_corpora(arguments)
         corpus = join_training_corpora(corpora, arguments, processor, lambda samples: (samples - 400) // 320 + 1)
-        return corpus, make_training_loader(corpus, arguments, processor, Accelerator(cpu=True))
+        return corpus, make_training_loader(corpus, arguments, processor, Accelerator(cpu=True), clean_views)
 
     return make
 
 
-def by_id(loader) -> dict[str, torch.Tensor]:
+def by_id(loader, view: str = "input_values") -> dict[str, torch.Tensor]:
     """Each utterance's samples, without padding."""
     return {
         name: values[: int(mask.sum())]
         for batch in loader
-        for name, values, mask in zip(batch["ids"], batch["input_values"], batch["attention_mask"], strict=True)
+        for name, values, mask in zip(batch["ids"], batch[view], batch["attention_mask"], strict=True)
     }
 
 
@@ -173,3 +173,29 @@ def test_augmentation_follows_from_seed_utterance_and_epoch(loader_of, tmp_path)
         assert torch.equal(samples, again[name])
         for different in (second, plain, other):
             assert not torch.equal(samples, different[name])
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_clean_views_are_the_noisy_ones_before_their_noise(loader_of, num_workers):
+    speeds = ("--speed_factors", "0.9,1,1.1")
+    noise = (*speeds, "--noise_colours", "white", "--noise_snr_db", "0,10", "--num_workers", num_workers)
+
+    def views(loader, epoch: int, view: str = "input_values"):
+        loader.set_epoch(epoch)
+        return by_id(loader, view)
+
+    loader, noisy_alone, clean_alone = (
+        loader_of(*flags, clean_views=clean_views)[1]
+        for flags, clean_views in ((noise, True), (noise, False), (speeds, False))
+    )
+    for epoch in range(2):
+        noisy, clean = views(loader, epoch), views(loader, epoch, "clean_input_values")
+        for found, expected in ((noisy, views(noisy_alone, epoch)), (clean, views(clean_alone, epoch))):
+            assert all(torch.equal(found[name], expected[name]) for name in expected)
+        without_noise = [name for name in noisy if torch.equal(noisy[name], clean[name])]
+        assert 0 < len(without_noise) < len(noisy)
+    loader.set_epoch(0)
+    for batch in loader:
+        assert batch["clean_input_values"].shape == batch["input_values"].shape
+        assert not batch["clean_input_values"][batch["attention_mask"] == 0].any()
+    assert "clean_input_values" not in next(iter(noisy_alone))

@@ -16,6 +16,7 @@ from lact_asr.ttt_names import OPTIMIZERS
 from lact_asr.ttt_parameters import select_parameters
 
 SAMPLES = (6_000, 4_800)
+CLEAN_VIEW = ("--ttt_training", "meta", "--ttt_loss_type", "entropy", "--ttt_outer_loss", "clean_view")
 
 
 @pytest.fixture
@@ -26,6 +27,14 @@ def batch() -> dict[str, Tensor]:
     attention_mask = (torch.arange(SAMPLES[0]) < torch.tensor(SAMPLES)[:, None]).long()
     labels = torch.tensor([[5, 6, 7], [6, 5, -100]])
     return {"input_values": input_values * attention_mask, "attention_mask": attention_mask, "labels": labels}
+
+
+@pytest.fixture
+def noisy_batch(batch) -> dict[str, Tensor]:
+    """The same, to which noise was added."""
+    clean, mask = batch["input_values"], batch["attention_mask"]
+    noise = torch.randn(clean.shape, dtype=clean.dtype, generator=torch.Generator().manual_seed(2))
+    return {**batch, "input_values": clean + 0.5 * noise * mask, "clean_input_values": clean}
 
 
 @pytest.fixture
@@ -54,7 +63,7 @@ def make_losses(speaking_model):
 
 
 def by_hand(losses: TrainingLosses, batch: dict[str, Tensor], rates: Tensor) -> Tensor:
-    """Σ over rows of CTC(θ) + λ·SSL(θ) + μ·CTC(θ − η∇SSL), one utterance at a time, by functional calls."""
+    """Mean over rows of CTC(θ) + λ·SSL(θ) + μ·L(θ − η∇SSL), one utterance at a time, by functional calls."""
     model, config = losses.model, losses.model.config
     names = list(select_parameters(model, ("norms",)))
     parameters = {name: model.get_parameter(name) for name in names}
@@ -74,22 +83,27 @@ def by_hand(losses: TrainingLosses, batch: dict[str, Tensor], rates: Tensor) -> 
             name: parameters[name] - rate * gradient
             for name, rate, gradient in zip(names, rates, gradients, strict=True)
         }
-        parts.append(
-            model.ctc_loss(before, frames, labels)
-            + config.ttt_loss_weight * loss
-            + config.ttt_after_weight * model.ctc_loss(logits(adapted), frames, labels)
-        )
+        after = logits(adapted) / model.ttt_rates.log_temperature.exp()
+        if config.ttt_outer_loss == "clean_view":
+            clean = model(batch["clean_input_values"][row : row + 1, : SAMPLES[row]]).logits.log_softmax(-1).detach()
+            outer = (clean.exp() * (clean - after.log_softmax(-1))).sum(-1).mean()
+        else:
+            outer = model.ctc_loss(after, frames, labels)
+        ctc_loss = model.ctc_loss(before, frames, labels)
+        parts.append(ctc_loss + config.ttt_loss_weight * loss + config.ttt_after_weight * outer)
     return torch.stack(parts).mean()
 
 
-def test_meta_training_differentiates_through_the_step(make_losses, batch):
-    losses = make_losses()
+@pytest.mark.parametrize("outer_loss", ["ctc", "clean_view"])
+def test_meta_training_differentiates_through_the_step(make_losses, noisy_batch, outer_loss):
+    losses, batch = make_losses(ttt_outer_loss=outer_loss), noisy_batch
     model = losses.model
+    torch.nn.init.constant_(model.ttt_rates.log_temperature, 0.3)
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         expected = by_hand(losses, batch, model.ttt_rates.log_rates.exp())
         wanted = torch.autograd.grad(expected, list(model.parameters()), allow_unused=True)
     found = losses(**batch)
-    torch.testing.assert_close(found.total, expected, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(found.total, expected.float(), rtol=1e-6, atol=1e-8)
     found.total.backward()
     for (name, parameter), gradient in zip(model.named_parameters(), wanted, strict=True):
         if gradient is not None:
@@ -97,6 +111,17 @@ def test_meta_training_differentiates_through_the_step(make_losses, batch):
                 parameter.grad, gradient, rtol=2e-3, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}"
             )
     assert model.ttt_rates.log_rates.grad.abs().min() > 0
+
+
+def test_the_unadapted_model_teaches_without_dropout_or_gradient(make_losses, noisy_batch):
+    losses = make_losses(ttt_outer_loss="clean_view", hidden_dropout=0.5, layerdrop=0.5, mask_time_prob=0.5)
+    model, passes = losses.model, []
+    hook = model.ctc_head.register_forward_hook(lambda module, inputs, output: passes.append(output))
+    losses(**noisy_batch)
+    hook.remove()
+    expected = model.eval()(noisy_batch["clean_input_values"], attention_mask=noisy_batch["attention_mask"]).logits
+    assert [output.requires_grad for output in passes] == [True, True, False]
+    assert torch.equal(passes[-1], expected)
 
 
 def test_first_order_differs_in_gradients_only(make_losses, batch):
@@ -222,6 +247,9 @@ def test_joint_training_of_any_loss(train):
     [
         (("--ttt_training", "meta", "--ttt_steps", "0"), "Meta-training needs --ttt_steps of 1 or more"),
         (("--ttt_training", "meta", "--ttt_mask_prob", "1.5"), "share of frames to mask"),
+        (("--ttt_training", "joint", "--ttt_outer_loss", "clean_view"), "--ttt_training meta, and needs it"),
+        ((*CLEAN_VIEW, "--speed_factors", "0.9,1.1"), "clean_view needs noise to undo"),
+        ((*CLEAN_VIEW, "--noise_colours", "pink", "--noise_prob", "0"), "a --noise_prob above 0"),
     ],
 )
 def test_bad_settings(train, flags, message):
