@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import warnings
@@ -29,7 +30,11 @@ class LoadedCheckpoint:
 
 
 def save_file_atomically(content: object, path: Path) -> None:
-    """`torch.save` to a temporary name beside ``path``, flushed to disk and renamed."""
+    """`torch.save` to a temporary name beside ``path``, flushed to disk and renamed.
+
+    Raises:
+        OSError: it cannot be written (the disk is full, for one); what was at ``path`` is still there.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -38,8 +43,23 @@ def save_file_atomically(content: object, path: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):  # PyTorch, closing the archive, complains of what is missing in it
+            raise error.__context__ from None
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+    _flush_folder(path.parent)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Bring a renaming to the disk, so that no crash of the machine undoes it and yet keeps a later deletion."""
+    with contextlib.suppress(OSError):  # not every file system can
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def load_torch_file(path: Path) -> object:

@@ -26,10 +26,11 @@ Number = TypeVar("Number", int, float)
 
 DESCRIPTION = """Train a hybrid LaCT + Wav2Vec2 model with CTC.
 
-Writes to --output_dir: best_model.pt (by validation WER; self-contained), last_checkpoint.pt (to resume from),
+Writes to --output_dir: best_model.pt (by validation WER; self-contained), checkpoint_STEP.pt (to resume from),
 lm.arpa (an n-gram model of the training transcripts), training_log.jsonl, TensorBoard files, run.json, config.json,
 vocab.json, left_out.json (utterances that cannot be used, and why) and test_results.json.
-SIGTERM or Ctrl-C saves last_checkpoint.pt and stops; --resume_from_checkpoint goes on from there."""
+SIGTERM or Ctrl-C saves a checkpoint and stops. --resume_from_checkpoint goes on from there, or after a crash from the
+last checkpoint, and ends with the very weights (on the CPU) of a run that was never stopped."""
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -280,8 +281,9 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
         nargs="?",
         const="last",
         default=None,
-        metavar="FILE",
-        help="go on from FILE, or from last_checkpoint.pt of --output_dir",
+        metavar="auto|FILE|FOLDER",
+        help="go on from the newest readable checkpoint of --output_dir, or of FOLDER, or from FILE; auto: likewise, but start "
+        "if --output_dir has none, so that a cluster can give every start the same command",
     )
     group.add_argument("--seed", type=_non_negative_int, default=0, help="default: %(default)s")
     group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: %(default)s")
@@ -296,7 +298,22 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
         "--save_steps",
         type=_positive_int,
         default=500,
-        help="write last_checkpoint.pt after so many steps (default: %(default)s)",
+        help="write a checkpoint after so many steps (default: %(default)s)",
+    )
+    group.add_argument(
+        "--keep_checkpoints",
+        type=_positive_int,
+        default=2,
+        metavar="N",
+        help="delete all but the last N; while one is written there are N + 1 (default: %(default)s)",
+    )
+    group.add_argument(
+        "--max_skipped_steps",
+        type=_positive_int,
+        default=20,
+        metavar="N",
+        help="stop after N steps in a row that were left out because the loss or a gradient was not finite (default: "
+        "%(default)s; float16 needs up to 16 to find its scale)",
     )
 
 

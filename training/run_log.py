@@ -8,42 +8,109 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
 
 from lact_asr.checkout import git_commit
 from lact_asr.errors import InputError
+from lact_asr.training.training_state import Progress
 
+LOG_NAME = "training_log.jsonl"
 REPORTED_PACKAGES = ("lact-asr", "torch", "transformers", "accelerate", "lhotse", "numpy")
 
 
 class RunLog:
-    """Appends to ``training_log.jsonl`` and to TensorBoard files of a run's folder."""
+    """Writes ``training_log.jsonl`` and TensorBoard files of a run's folder.
 
-    def __init__(self, output_dir: Path) -> None:
-        self._file = open(output_dir / "training_log.jsonl", "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
-        self._tensorboard = SummaryWriter(str(output_dir / "tensorboard"))
+    A line that finds no room on the disk is written with a later one; TensorBoard, which shows nothing but these
+    lines, then ends.
 
-    def write(self, event: str, step: int, values: dict[str, float | int | str | None]) -> None:
+    Args:
+        output_dir: of the run.
+        resumed: where the run goes on: what was logged after that is cut off, since it comes again. None for a new run,
+            which starts an empty log.
+    """
+
+    def __init__(self, output_dir: Path, resumed: Progress | None = None) -> None:
+        self._file = open(output_dir / LOG_NAME, "ab", buffering=0)  # noqa: SIM115 - closed by close()
+        self._file.truncate(0 if resumed is None else _bytes_until(resumed, Path(self._file.name)))
+        self._unwritten = b""
+        purge_step = 0 if resumed is None else resumed.step + 1  # earlier events from there on are hidden
+        self._tensorboard: SummaryWriter | None = SummaryWriter(str(output_dir / "tensorboard"), purge_step=purge_step)
+
+    def write(self, event: str, step: int, values: dict[str, object]) -> None:
         """Write one event; numbers also go to TensorBoard as ``event/name``. What is not finite is written as null."""
         values = {
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in values.items()
         }
         line = {"event": event, "step": step, "time": round(time.time(), 3), **values}
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            if isinstance(value, (int, float)):
-                self._tensorboard.add_scalar(f"{event}/{name}", value, step)
+        self._unwritten += json.dumps(line).encode() + b"\n"
+        try:
+            self._write_lines()
+        except OSError as error:
+            warn(f"a line of the log could not be written ({error.strerror}); it is tried again with the next.")
+        scalars = {f"{event}/{name}": value for name, value in values.items() if isinstance(value, (int, float))}
+        self._to_tensorboard(lambda board: [board.add_scalar(name, value, step) for name, value in scalars.items()])
+
+    def flush(self) -> None:
+        """Bring everything to the disk: a checkpoint must not know of more than the log does.
+
+        Raises:
+            OSError: lines of the log cannot be written.
+        """
+        self._write_lines()
+        os.fsync(self._file.fileno())
+        self._to_tensorboard(SummaryWriter.flush)
 
     def close(self) -> None:
-        """Flush both."""
+        """Flush and close; raises as `flush` does."""
+        self.flush()
         self._file.close()
-        self._tensorboard.close()
+        self._to_tensorboard(SummaryWriter.close)
+
+    def _write_lines(self) -> None:
+        while self._unwritten:
+            self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
+
+    def _to_tensorboard(self, write: Callable[[SummaryWriter], object]) -> None:
+        if self._tensorboard is not None:
+            try:
+                write(self._tensorboard)
+            except OSError as error:
+                self._tensorboard = None
+                warn(f"TensorBoard's files cannot be written any more ({error.strerror}); {LOG_NAME} goes on.")
+
+
+def _bytes_until(resumed: Progress, log: Path) -> int:
+    """Length of the log when the checkpoint was written; the half line where a run was killed is never part of it."""
+    length = 0
+    with open(log, "rb") as lines:
+        for line in lines:
+            try:
+                later = _is_later(json.loads(line), resumed)
+            except ValueError:
+                break
+            if later or not line.endswith(b"\n"):
+                break
+            length += len(line)
+    return length
+
+
+def _is_later(event: dict, resumed: Progress) -> bool:
+    """Whether it was logged after the checkpoint; at the end of an epoch, the validation may come after that."""
+    pending = event["event"] == "validation" and resumed.validated_step != resumed.step
+    return event["step"] > resumed.step or (event["step"] == resumed.step and pending)
+
+
+def warn(sentence: str) -> None:
+    """A line on stderr, above progress bars."""
+    tqdm.write(f"warning: {sentence}", file=sys.stderr)
 
 
 def prepare_output_dir(output_dir: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from lact_asr.inference.ngram_training import build_ngram
 from lact_asr.json_files import write_json
 from lact_asr.model_sizes import count_parameters
 from lact_asr.modeling_hybrid_asr import HybridASRForCTC
+from lact_asr.training.checkpoint_rotation import delete_unfinished_files
 from lact_asr.training.data_setup import (
     choose_processor,
     join_training_corpora,
@@ -56,8 +58,8 @@ def make_accelerator(arguments: argparse.Namespace) -> Accelerator:
     return accelerator
 
 
-def make_trainer(arguments: argparse.Namespace, accelerator: Accelerator, resume_from: Path | None = None) -> Trainer:
-    """Read the data, build the model, go on from a training state if one is given; then describe the run in its folder.
+def make_trainer(arguments: argparse.Namespace, accelerator: Accelerator, resume_from: Sequence[Path] = ()) -> Trainer:
+    """Read the data, build the model, go on from the first readable training state if any are given; then describe the run.
 
     Nothing is written before all of the input has been found usable.
     """
@@ -78,18 +80,20 @@ def make_trainer(arguments: argparse.Namespace, accelerator: Accelerator, resume
     for corpus in reported:
         accelerator.print(corpus.report())
     _report_batches(arguments, accelerator, training_corpus, training_batches)
-    _warm_start(arguments, accelerator, model, training_batches)
-    if model.ttt_rates is not None and config.ttt_optimizer == "sgd" and resume_from is None:
-        calibrate_rates(model.to(accelerator.device), training_batches, accelerator.device)
+    if not resume_from:
+        _warm_start(arguments, accelerator, model, training_batches)
+        if model.ttt_rates is not None and config.ttt_optimizer == "sgd":
+            calibrate_rates(model.to(accelerator.device), training_batches, accelerator.device)
     trainer = Trainer(arguments, accelerator, model, processor, training_batches, validation_batches)
-    if resume_from is not None:
-        trainer.resume(resume_from)
-        accelerator.print(f"Going on from {resume_from}, step {trainer.progress.step} of {trainer.total_steps}.")
+    if resume_from:
+        path = trainer.resume(resume_from)
+        accelerator.print(f"Going on from {path}, step {trainer.progress.step} of {trainer.total_steps}.")
     if accelerator.is_main_process:
+        delete_unfinished_files(arguments.output_dir)
         _describe(arguments, model, processor.vocabulary)
         _write_left_out(arguments, reported)
-        _build_language_model(arguments, training_corpus)
-        trainer.log = RunLog(arguments.output_dir)
+        _build_language_model(arguments, training_corpus, reuse=bool(resume_from))
+        trainer.log = RunLog(arguments.output_dir, trainer.progress if resume_from else None)
     if arguments.warmup_steps >= trainer.total_steps:
         accelerator.print(
             f"Note: --warmup_steps {arguments.warmup_steps} is not below the run's {trainer.total_steps} steps; "
@@ -131,7 +135,7 @@ def _warm_start(
 ) -> None:
     """The front end's first lesson; on several processes accelerate gives all of them the main one's weights later."""
     fresh = not model.config.use_wav2vec2_encoder and arguments.init_checkpoint is None
-    if arguments.front_end_warm_start_steps > 0 and fresh and arguments.resume_from_checkpoint is None:
+    if arguments.front_end_warm_start_steps > 0 and fresh:
         model.to(accelerator.device)
         warm_start_front_end(
             model.front_end, batches, arguments.front_end_warm_start_steps, accelerator.device,
@@ -139,9 +143,9 @@ def _warm_start(
         )  # fmt: skip
 
 
-def _build_language_model(arguments: argparse.Namespace, corpus: Corpus) -> None:
+def _build_language_model(arguments: argparse.Namespace, corpus: Corpus, reuse: bool) -> None:
     path = arguments.output_dir / LANGUAGE_MODEL_NAME
-    if arguments.lm_order > 0 and not (path.exists() and arguments.resume_from_checkpoint):
+    if arguments.lm_order > 0 and not (path.exists() and reuse):
         build_ngram(corpus.texts, path, arguments.lm_order)
 
 

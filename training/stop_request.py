@@ -5,6 +5,10 @@ from __future__ import annotations
 import signal
 
 
+class Stopped(Exception):
+    """Work that can be repeated was left because of a stop request."""
+
+
 class StopRequest:
     """Context manager that catches SIGTERM and SIGINT; a second signal ends the process at once."""
 

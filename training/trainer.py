@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -18,20 +20,14 @@ from lact_asr.errors import InputError
 from lact_asr.modeling_hybrid_asr import HybridASRForCTC
 from lact_asr.processing_hybrid_asr import HybridASRProcessor
 from lact_asr.text import WORD_DELIMITER_TOKEN
+from lact_asr.training.checkpoint_rotation import checkpoint_path, load_newest_readable, rotate_checkpoints
 from lact_asr.training.optimization import make_optimizer, make_scheduler, parameter_groups
-from lact_asr.training.run_log import RunLog
-from lact_asr.training.stop_request import StopRequest
+from lact_asr.training.run_log import LOG_NAME, RunLog, warn
+from lact_asr.training.stop_request import Stopped, StopRequest
 from lact_asr.training.training_losses import LOGGED_LOSSES, TrainingLosses
-from lact_asr.training.training_state import (
-    Progress,
-    load_training_state,
-    random_state,
-    restore_random_state,
-    save_training_state,
-)
+from lact_asr.training.training_state import Progress, random_state, restore_random_state, save_training_state
 from lact_asr.training.validation import ValidationResult, validate
 
-LAST_CHECKPOINT = "last_checkpoint.pt"
 INPUTS = ("input_values", "attention_mask", "labels", "clean_input_values")  # the last for one outer loss only
 
 
@@ -75,7 +71,9 @@ class Trainer:
         # The schedule counts optimiser steps of the whole run, so accelerate must not multiply it by the processes.
         self.scheduler = make_scheduler(self.optimizer.optimizer, arguments.warmup_steps, self.total_steps)
         self.progress = Progress()
-        self._recent: list[dict[str, float]] = []
+        self._recent: list[dict[str, float]] = []  # batches of the steps since the last line of the log
+        self._step_batches: list[dict[str, float]] = []  # of the step under way
+        self._step_ids: list[str] = []
         self._last_rates: dict[str, float] = {}
         self._random_state = random_state()
 
@@ -84,13 +82,20 @@ class Trainer:
         """The model without accelerate's wrappers."""
         return self.accelerator.unwrap_model(self.model).model
 
-    def resume(self, path: Path) -> None:
-        """Take everything over from `save_state`'s file.
+    def resume(self, paths: Sequence[Path]) -> Path:
+        """Take everything over from the first of `save_state`'s files, or from the next one where it cannot be read.
+
+        Returns:
+            The one that was used.
 
         Raises:
-            InputError: it cannot be used.
+            InputError: it is of another run, or none can be read.
         """
-        content = load_training_state(path, self.vocabulary)
+        path, content = load_newest_readable(paths, self.accelerator.print)
+        if content["vocabulary"] != self.vocabulary:
+            raise InputError(
+                f"The vocabulary in {path} differs from the one of this training data; they do not belong together."
+            )
         try:
             self.plain_model.load_state_dict(content["model"])
             self.optimizer.load_state_dict(content["optimizer"])
@@ -102,9 +107,11 @@ class Trainer:
         self.scheduler.load_state_dict(content["scheduler"])
         if self.accelerator.scaler is not None and content["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(content["scaler"])
-        self.progress = Progress(**content["progress"])
+        self.progress, self._recent = Progress(**content["progress"]), content["recent"]
+        if len(set(gather_object([self.progress.step]))) > 1:
+            raise InputError("The processes see different checkpoints; do all machines share the output folder?")
         if not (self.arguments.output_dir / BEST_MODEL).exists():  # it stayed in another run's folder
-            self.progress.best_wer = self.progress.best_cer = None
+            self.progress.best_wer = self.progress.best_cer = self.progress.validated_step = None
         self.training_batches.load_state_dict(
             {"epoch": self.progress.epoch, "batches_done": self.progress.batches_done}
         )
@@ -112,14 +119,22 @@ class Trainer:
         if len(content["random"]) == self.accelerator.num_processes:
             restore_random_state(content["random"][self.accelerator.process_index])
             self._random_state = random_state()
+        return path
 
     def train(self) -> int:
-        """Run to the last step or the first stop request; returns the exit code (0, or 128 + the signal)."""
+        """Run to the last step or the first stop request; returns the exit code (0, or 128 + the signal).
+
+        Raises:
+            InputError: nothing can be read, or nothing but steps that are not finite follow on each other.
+            OSError: the last state cannot be written.
+        """
         main = self.accelerator.is_main_process
         with (
             StopRequest() as stop,
             tqdm(total=self.total_steps, initial=self.progress.step, desc="training", disable=not main) as bar,
         ):
+            if self._validation_is_due():
+                self._validate(bar, stop)  # which a stop request had interrupted
             while self.progress.step < self.total_steps and not self._all_stop(stop):
                 self._train_epoch(bar, stop)
             self.save_state()
@@ -146,13 +161,13 @@ class Trainer:
             batches += 1
             if not self._train_batch(batch):
                 continue
-            self._after_step(bar)
+            self._after_step(bar, stop)
             if self.progress.step >= self.total_steps or self._all_stop(stop):
                 return
         if from_start and batches == 0:
             raise InputError(f"None of the training recordings can be read; {self._unreadable()}.")
         if self.arguments.eval_steps is None and self.progress.step > 0:
-            self._validate(bar)
+            self._validate(bar, stop)
 
     def _train_batch(self, batch: dict) -> bool:
         """Forward and backward; true where this batch completed an optimiser step."""
@@ -160,13 +175,14 @@ class Trainer:
         with self.accelerator.accumulate(self.model):
             inputs = {name: batch[name].to(device, non_blocking=True) for name in INPUTS if name in batch}
             losses = self.model(**inputs)
-            self.accelerator.backward(losses.total)
+            # A loss that is not finite makes all gradients so, on all processes; any other is left as it is.
+            self.accelerator.backward(losses.total * (1 + 0 * losses.total.detach()))
             stepped = self.accelerator.sync_gradients
             if stepped:
                 self._optimizer_step()
         seconds = float(batch["attention_mask"].sum()) / SAMPLE_RATE_HZ * self.accelerator.num_processes
-        self.progress.audio_seconds += seconds
-        self._recent.append(
+        self._step_ids += batch["ids"]
+        self._step_batches.append(
             {
                 **losses.logged(),
                 "audio_seconds": seconds,
@@ -178,29 +194,60 @@ class Trainer:
     def _optimizer_step(self) -> None:
         """Clip and step; a step whose gradients are not finite is left out and counted."""
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.arguments.max_grad_norm)
-        if self.accelerator.scaler is None and not torch.isfinite(norm):
-            self.progress.skipped_steps += 1
-        else:
+        skipped = self.accelerator.scaler is None and not torch.isfinite(norm)
+        if not skipped:
             self.optimizer.step()
-            self.progress.skipped_steps += bool(self.optimizer.step_was_skipped)
+            skipped = self.optimizer.step_was_skipped
+        self.progress.skipped_steps += skipped
+        self.progress.skipped_in_a_row = self.progress.skipped_in_a_row + 1 if skipped else 0
         self._last_rates = {group["name"]: group["lr"] for group in self.optimizer.param_groups}
         self.scheduler.step()
         self.optimizer.zero_grad()
 
-    def _after_step(self, bar: tqdm) -> None:
+    def _after_step(self, bar: tqdm, stop: StopRequest) -> None:
         """Count the step, and log, validate and save where they are due."""
-        self.progress.step += 1
-        # Noted at steps only, so that a resumed run repeats the batches of an unfinished accumulation exactly.
-        self._random_state, position = random_state(), self.training_batches.state_dict()
-        self.progress.epoch, self.progress.batches_done = position["epoch"], position["batches_done"]
+        self._note_step()
         bar.update()
         step, arguments = self.progress.step, self.arguments
+        if self.progress.skipped_in_a_row > 0:
+            self._log_skipped()
+        self._step_ids = []
         if step % arguments.logging_steps == 0:
             self._log_recent(bar)
-        if step == self.total_steps or (arguments.eval_steps and step % arguments.eval_steps == 0):
-            self._validate(bar)
+        if self._validation_is_due():
+            self._validate(bar, stop)
+        if self.progress.skipped_in_a_row >= arguments.max_skipped_steps:
+            self._give_up()
         if step % arguments.save_steps == 0:
-            self.save_state()
+            with self._going_on_without("the checkpoint"):
+                self.save_state()
+
+    def _note_step(self) -> None:
+        """Take over what a resumed run starts from: whole steps only, so that it repeats an unfinished one exactly."""
+        self.progress.step += 1
+        self._random_state, position = random_state(), self.training_batches.state_dict()
+        self.progress.epoch, self.progress.batches_done = position["epoch"], position["batches_done"]
+        self.progress.audio_seconds += sum(batch["audio_seconds"] for batch in self._step_batches)
+        self._recent += self._step_batches
+        self._step_batches = []
+
+    def _validation_is_due(self) -> bool:
+        """After this step, whatever the epoch."""
+        step, every = self.progress.step, self.arguments.eval_steps
+        return step > 0 and (step == self.total_steps or (every is not None and step % every == 0))
+
+    def _log_skipped(self) -> None:
+        ids = gather_object(self._step_ids)
+        if self.log is not None:
+            self.log.write("skipped", self.progress.step, {"ids": ids})
+
+    def _give_up(self) -> None:
+        self.save_state()
+        last, count = self.progress.step, self.progress.skipped_in_a_row
+        raise InputError(
+            f"The loss or its gradients were not finite in {count} steps in a row, {last - count + 1} to {last}; the ids of "
+            f'their utterances are in {self.arguments.output_dir / LOG_NAME} (event "skipped").'
+        )
 
     def _log_recent(self, bar: tqdm) -> None:
         recent, self._recent = self._recent, []
@@ -230,57 +277,86 @@ class Trainer:
         means = self.accelerator.reduce(torch.tensor(own, dtype=torch.float64, device=self.accelerator.device), "mean")
         return dict(zip(names, means.tolist(), strict=True))
 
-    def _validate(self, bar: tqdm) -> None:
-        """Score the validation set on the main process and keep the model if it is the best so far.
+    def _validate(self, bar: tqdm, stop: StopRequest) -> None:
+        """On the main process, unless this step has been validated before the run was resumed.
+
+        Nothing that training draws at random depends on it. A stop request interrupts it; the resumed run makes up for it.
+        """
+        if self.accelerator.is_main_process and self.progress.validated_step != self.progress.step:
+            state = random_state()
+            with contextlib.suppress(Stopped):
+                self._score_and_keep(bar, stop)
+            restore_random_state(state)
+        self.accelerator.wait_for_everyone()
+
+    def _score_and_keep(self, bar: tqdm, stop: StopRequest) -> None:
+        """Score the validation set and keep the model if it is the best so far.
 
         A meta-trained model is judged by what it does after its step.
         """
-        if self.accelerator.is_main_process:
-            result, values = self._score(use_ttt=False), {}
-            if self.plain_model.config.ttt_training == "meta":
-                values = {"wer_without_ttt": result.wer, "cer_without_ttt": result.cer, "loss_without_ttt": result.loss}
-                result = self._score(use_ttt=True)
-            better = self.progress.is_better(result.wer, result.cer)
-            if better:
-                self.progress.best_wer, self.progress.best_cer = result.wer, result.cer
-                self.save_best()
-            self.log.write(
-                "validation", self.progress.step, {"wer": result.wer, "cer": result.cer, "loss": result.loss, **values}
-            )
-            before = f" ({values['wer_without_ttt']:.2%} without TTT)" if values else ""
-            bar.write(
-                f"step {self.progress.step}: validation WER {result.wer:.2%}{before}, CER {result.cer:.2%}"
-                f"{' (best so far)' if better else ''}"
-            )
-        self.accelerator.wait_for_everyone()
+        result, values = self._score(stop, use_ttt=False), {}
+        if self.plain_model.config.ttt_training == "meta":
+            values = {"wer_without_ttt": result.wer, "cer_without_ttt": result.cer, "loss_without_ttt": result.loss}
+            result = self._score(stop, use_ttt=True)
+        better = self.progress.is_better(result.wer, result.cer)
+        if better:
+            with self._going_on_without(BEST_MODEL):
+                self._save_best(result)
+        self.progress.validated_step = self.progress.step
+        self.log.write(
+            "validation", self.progress.step, {"wer": result.wer, "cer": result.cer, "loss": result.loss, **values}
+        )
+        before = f" ({values['wer_without_ttt']:.2%} without TTT)" if values else ""
+        bar.write(
+            f"step {self.progress.step}: validation WER {result.wer:.2%}{before}, CER {result.cer:.2%}"
+            f"{' (best so far)' if better else ''}"
+        )
 
-    def _score(self, use_ttt: bool) -> ValidationResult:
+    def _score(self, stop: StopRequest, use_ttt: bool) -> ValidationResult:
         with self.accelerator.autocast():
             return validate(
-                self.plain_model, self.validation_batches, self.vocabulary, self.accelerator.device, use_ttt=use_ttt
-            )
+                self.plain_model, self.validation_batches, self.vocabulary, self.accelerator.device, use_ttt=use_ttt,
+                stop=stop,
+            )  # fmt: skip
 
-    def save_best(self) -> None:
+    def _save_best(self, result: ValidationResult) -> None:
         """Write the self-contained ``best_model.pt``."""
-        notes = {"step": self.progress.step, "wer": self.progress.best_wer, "cer": self.progress.best_cer}
+        notes = {"step": self.progress.step, "wer": result.wer, "cer": result.cer}
         save_checkpoint(self.arguments.output_dir / BEST_MODEL, self.plain_model, self.vocabulary, notes)
+        self.progress.best_wer, self.progress.best_cer = result.wer, result.cer
 
     def save_state(self) -> None:
-        """Write ``last_checkpoint.pt``, which `resume` reads; every process must take part."""
+        """Write the checkpoint of this step, which `resume` reads, and delete old ones; every process must take part.
+
+        Raises:
+            OSError: it cannot be written; those before it are still there.
+        """
         random_states = gather_object([self._random_state])
         if not self.accelerator.is_main_process:
             return
+        self.log.flush()
         scaler = self.accelerator.scaler
+        path = checkpoint_path(self.arguments.output_dir, self.progress.step)
         save_training_state(
-            self.arguments.output_dir / LAST_CHECKPOINT,
+            path,
             model=self.plain_model.state_dict(),
             optimizer=self.optimizer.state_dict(),
             scheduler=self.scheduler.state_dict(),
             scaler=None if scaler is None else scaler.state_dict(),
             random=random_states,
+            recent=self._recent,
             progress=self.progress,
             vocabulary=self.vocabulary,
         )
+        rotate_checkpoints(path, self.arguments.keep_checkpoints)
+
+    @contextlib.contextmanager
+    def _going_on_without(self, what: str) -> Iterator[None]:
+        """Training outlives a full disk: there may be room the next time."""
+        try:
+            yield
+        except OSError as error:
+            warn(f"{what} of step {self.progress.step} could not be written ({error.strerror}); training goes on.")
 
     def _unreadable(self) -> str:
         problems = list(self.training_batches.problems.values())

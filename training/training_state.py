@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import random
+import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from lact_asr.checkpoint import load_torch_file, save_file_atomically
 from lact_asr.errors import InputError
 
-FORMAT = "lact-asr training state, version 1"
+FORMAT = "lact-asr training state, version 2"
 
 
 @dataclass
@@ -22,7 +25,9 @@ class Progress:
         epoch: the epoch under way, from 0.
         batches_done: batches of this epoch that are done, on each process.
         best_wer, best_cer: of the best validation so far; None before the first.
-        skipped_steps: steps left out because gradients were not finite.
+        validated_step: after which the last validation was; None before the first.
+        skipped_steps: steps left out because the loss or a gradient was not finite.
+        skipped_in_a_row: of these, the last ones without another step between them.
         audio_seconds: seconds of audio trained on, all processes together.
     """
 
@@ -31,7 +36,9 @@ class Progress:
     batches_done: int = 0
     best_wer: float | None = None
     best_cer: float | None = None
+    validated_step: int | None = None
     skipped_steps: int = 0
+    skipped_in_a_row: int = 0
     audio_seconds: float = 0.0
 
     def is_better(self, wer: float, cer: float) -> bool:
@@ -41,9 +48,13 @@ class Progress:
 
 def save_training_state(
     path: Path, *, model: dict, optimizer: dict, scheduler: dict, scaler: dict | None, random: list[dict],
-    progress: Progress, vocabulary: dict[str, int],
+    recent: list[dict[str, float]], progress: Progress, vocabulary: dict[str, int],
 ) -> None:  # fmt: skip
-    """Write the state atomically: state dictionaries, and the `random_state` of each process."""
+    """Write the state atomically: state dictionaries, the `random_state` of each process, and what the next line of the log is of.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     content = {
         "format": FORMAT,
         "model": model,
@@ -52,37 +63,52 @@ def save_training_state(
         "scaler": scaler,
         "progress": asdict(progress),
         "random": random,
+        "recent": recent,
         "vocabulary": vocabulary,
     }
     save_file_atomically(content, path)
 
 
-def load_training_state(path: Path, vocabulary: dict[str, int]) -> dict:
+def load_training_state(path: Path) -> dict:
     """Read what `save_training_state` wrote.
 
     Raises:
-        InputError: no such file, damaged, not a training state, or of another vocabulary.
+        InputError: no such file, damaged, or not a training state.
     """
     content = load_torch_file(path)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise InputError(f"{path} is not a training state (last_checkpoint.pt); training cannot go on from it.")
-    if content["vocabulary"] != vocabulary:
-        raise InputError(
-            f"The vocabulary in {path} differs from the one of this training data; they do not belong together."
-        )
+        raise InputError(f"{path} is not a training state of this version; training cannot go on from it.")
+    if not _has_its_checksums(path):
+        raise InputError(f"{path} is damaged: it does not have its checksums.")
     return content
 
 
-def random_state() -> dict[str, torch.Tensor]:
-    """PyTorch's generators: dropout, LayerDrop and masks draw from them (data order and augmentation do not)."""
-    state = {"cpu": torch.get_rng_state()}
+def _has_its_checksums(path: Path) -> bool:
+    """PyTorch writes checksums and does not compare them."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except zipfile.BadZipFile:
+        return False
+
+
+def random_state() -> dict[str, object]:
+    """The generators of PyTorch (dropout, LayerDrop and masks draw from it), Python and NumPy, as plain values.
+
+    Data order and augmentation need none of them: they follow from the seed, the epoch and the utterance's name, in
+    whatever process.
+    """
+    _, numpy_key, *numpy_rest = np.random.get_state()
+    state = {"cpu": torch.get_rng_state(), "python": random.getstate(), "numpy": [numpy_key.tolist(), *numpy_rest]}
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state()
     return state
 
 
-def restore_random_state(state: dict[str, torch.Tensor]) -> None:
+def restore_random_state(state: dict[str, object]) -> None:
     """Undo what was drawn since `random_state`."""
     torch.set_rng_state(state["cpu"])
+    random.setstate(state["python"])
+    np.random.set_state(("MT19937", *state["numpy"]))
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])

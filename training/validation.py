@@ -13,6 +13,7 @@ from lact_asr.inference.decoding import GreedyDecoder
 from lact_asr.inference.ttt_procedure import TestTimeTrainer
 from lact_asr.metrics import corpus_character_errors, corpus_word_errors
 from lact_asr.modeling_hybrid_asr import HybridASRForCTC
+from lact_asr.training.stop_request import Stopped, StopRequest
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class ValidationResult:
 @torch.no_grad()
 def validate(
     model: HybridASRForCTC, batches: Iterable[dict], vocabulary: dict[str, int], device: torch.device,
-    show_progress: bool = True, use_ttt: bool = False,
+    show_progress: bool = True, use_ttt: bool = False, stop: StopRequest | None = None,
 ) -> ValidationResult:  # fmt: skip
     """Transcribe every batch greedily and compare with its texts; the model's mode is put back afterwards.
 
@@ -45,6 +46,10 @@ def validate(
         device: where the model is.
         show_progress: show a bar.
         use_ttt: adapt to each utterance first, as the model's configuration says.
+        stop: looked at before each batch.
+
+    Raises:
+        Stopped: a stop was requested.
     """
     decoder = GreedyDecoder(vocabulary, model.config.ctc_blank_id)
     references, hypotheses, losses = [], [], []
@@ -53,6 +58,8 @@ def validate(
     trainer = TestTimeTrainer(model) if use_ttt else None
     title = "validating with TTT" if use_ttt else "validating"
     for batch in tqdm(batches, title, leave=False, disable=not show_progress):
+        if stop:
+            raise Stopped
         inputs, mask = batch["input_values"].to(device), batch["attention_mask"].to(device)
         if trainer is None:
             logits = model(inputs, attention_mask=mask).logits

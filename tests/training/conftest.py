@@ -20,6 +20,7 @@ from accelerate.state import AcceleratorState, GradientState
 from lact_asr.checkpoint import LoadedCheckpoint, load_checkpoint
 from lact_asr.data.corpora import load_corpus
 from lact_asr.data.generated_speech import generate_corpus
+from lact_asr.training.checkpoint_rotation import saved_checkpoints
 from lact_asr.training.train_hybrid_asr import main
 
 TINY_MODEL = {
@@ -54,8 +55,8 @@ class Run:
         return load_checkpoint(self.folder / "best_model.pt")
 
     def state(self) -> dict:
-        """What last_checkpoint.pt holds."""
-        return torch.load(self.folder / "last_checkpoint.pt", weights_only=True)
+        """What the newest checkpoint holds."""
+        return torch.load(saved_checkpoints(self.folder)[0], weights_only=True)
 
 
 @pytest.fixture(scope="session")

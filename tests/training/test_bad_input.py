@@ -14,6 +14,7 @@ import torch
 
 from lact_asr.checkpoint import save_checkpoint
 from lact_asr.training.arguments import parse_arguments
+from lact_asr.training.checkpoint_rotation import saved_checkpoints
 
 
 class Case:
@@ -21,6 +22,7 @@ class Case:
 
     def __init__(self, tmp_path: Path, corpus_dir: Path, finished: Path, best) -> None:
         self.tmp, self.corpus, self.finished, self.best = tmp_path, corpus_dir, finished, best
+        self.checkpoint = saved_checkpoints(finished)[0]
 
     def file(self, name: str, content: str | bytes) -> Path:
         path = self.tmp / name
@@ -48,7 +50,7 @@ class Case:
         return "--enable_ttt", "--resume_from_checkpoint", self.file("state.pt", content)
 
     def state_with(self, **changes) -> tuple:
-        state = torch.load(self.finished / "last_checkpoint.pt", weights_only=True) | changes
+        state = torch.load(self.checkpoint, weights_only=True) | changes
         torch.save(state, self.tmp / "state.pt")
         return "--enable_ttt", "--resume_from_checkpoint", self.tmp / "state.pt"
 
@@ -101,8 +103,9 @@ CASES: dict[str, tuple[Callable[[Case], tuple], tuple[str, ...]]] = {
     "impossible speed": (lambda c: ("--speed_factors", "1,3"), ("3.0",)),
     "impossible share of noise": (lambda c: (*c.noise(np.ones(8_000) / 2), "--noise_prob", "1.5"), ("1.5",)),
     "resume: no file": (lambda c: ("--resume_from_checkpoint", c.tmp / "none.pt"), ("none.pt",)),
-    "resume: nothing to go on from": (lambda c: ("--resume_from_checkpoint",), ("last_checkpoint.pt",)),
-    "resume: truncated": (lambda c: c.resume((c.finished / "last_checkpoint.pt").read_bytes()[:20_000]), ("state.pt",)),
+    "resume: nothing to go on from": (lambda c: ("--resume_from_checkpoint",), ("run", "checkpoint_*.pt")),
+    "resume: a folder without checkpoints": (lambda c: ("--resume_from_checkpoint", c.corpus), ("corpus", "checkpoint_*.pt")),
+    "resume: truncated": (lambda c: c.resume(c.checkpoint.read_bytes()[:20_000]), ("state.pt",)),
     "resume: empty": (lambda c: c.resume(b""), ("state.pt",)),
     "resume: text": (lambda c: c.resume(b"not a checkpoint"), ("state.pt",)),
     "resume: pickle": (lambda c: c.resume(pickle.dumps(Path("x"))), ("state.pt",)),
@@ -176,6 +179,8 @@ def test_an_output_folder_that_cannot_be_made(case, train, name):
         ("--lm_order", "6"),
         ("--seed", "-1"),
         ("--num_workers", "-1"),
+        ("--keep_checkpoints", "0"),
+        ("--max_skipped_steps", "0"),
         ("--speed_factors", "1,fast"),
         ("--noise_snr_db", "5,inf"),
         ("--dataset_type", "kaldi"),

@@ -20,7 +20,7 @@ STILL = {"hidden_dropout": 0.0, "attention_dropout": 0.0, "layerdrop": 0.0, "mas
 def test_every_file_is_there_and_nothing_temporary(finished_run):
     names = {path.name for path in finished_run.folder.iterdir()}
     assert names == {
-        "best_model.pt", "last_checkpoint.pt", "lm.arpa", "training_log.jsonl", "tensorboard", "run.json", "vocab.json",
+        "best_model.pt", "checkpoint_00000008.pt", "checkpoint_00000010.pt", "lm.arpa", "training_log.jsonl", "tensorboard", "run.json", "vocab.json",
         "config.json", "left_out.json", "test_results.json",
     }  # fmt: skip
     assert list((finished_run.folder / "tensorboard").glob("events.*"))

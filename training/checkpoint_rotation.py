@@ -1,0 +1,92 @@
+"""The training states of a run's folder: named by their steps, the last few kept, and the newest one that can be read."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from lact_asr.errors import InputError
+from lact_asr.training.training_state import load_training_state
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Where the state after an optimiser step lies; names sort as steps do."""
+    return folder / f"checkpoint_{step:08d}.pt"
+
+
+def saved_checkpoints(folder: Path) -> list[Path]:
+    """Newest first."""
+    return sorted(folder.glob(f"checkpoint_{'[0-9]' * 8}.pt"), reverse=True)
+
+
+def rotate_checkpoints(newest: Path, keep: int) -> None:
+    """Keep a checkpoint that was just written and those before it, ``keep`` in all.
+
+    Those of later steps go, too: the run went on from before them because they could not be read.
+    """
+    saved = saved_checkpoints(newest.parent)
+    kept = [path for path in saved if path.name <= newest.name][:keep]
+    for path in set(saved) - set(kept):
+        path.unlink(missing_ok=True)
+
+
+def delete_unfinished_files(folder: Path) -> None:
+    """What a killed run was writing: temporary names that nobody will rename any more."""
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+def checkpoints_to_resume_from(wanted: str | None, output_dir: Path) -> list[Path]:
+    """What ``--resume_from_checkpoint`` stands for.
+
+    Args:
+        wanted: None (start from scratch), ``last`` (the newest of the output folder), ``auto`` (likewise, but start from scratch
+            if there is none), a file, or another run's folder.
+        output_dir: of the run.
+
+    Returns:
+        The newest first, the others in case it cannot be read; none to start from scratch.
+
+    Raises:
+        InputError: there is none, or the output folder holds checkpoints that the run would overwrite without having
+            gone on from them.
+    """
+    own = saved_checkpoints(output_dir)
+    if wanted == "auto" or (wanted == "last" and own):
+        return own
+    if wanted is None:
+        paths = []
+    elif wanted == "last" or Path(wanted).is_dir():
+        folder = output_dir if wanted == "last" else Path(wanted)
+        paths = saved_checkpoints(folder)
+        if not paths:
+            raise InputError(f"There is no training state to resume from in {folder} (checkpoint_*.pt).")
+    else:
+        paths = [Path(wanted)]
+        if not paths[0].is_file():
+            raise InputError(f"There is no training state to resume from at {wanted}.")
+    if own and not (paths and paths[0].resolve() == own[0].resolve()):
+        raise InputError(
+            f"{output_dir} holds a run already, up to {own[0].name}: go on with it by --resume_from_checkpoint, or give "
+            "another --output_dir."
+        )
+    return paths
+
+
+def load_newest_readable(paths: Sequence[Path], report: Callable[[str], None]) -> tuple[Path, dict]:
+    """The first training state that can be read, with its path.
+
+    Args:
+        paths: newest first, at least one.
+        report: is given one sentence for each that cannot be read.
+
+    Raises:
+        InputError: of the last, if none can be read.
+    """
+    for path, before in itertools.pairwise(paths):
+        try:
+            return path, load_training_state(path)
+        except InputError as error:
+            report(f"{str(error).rstrip('.')}; going on from the one before it, {before.name}.")
+    return paths[-1], load_training_state(paths[-1])
