@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from lact_asr.data.corpus_listings import DATASET_TYPES
 from lact_asr.errors import InputError
 from lact_asr.inference.recipe_files import read_recipe, recipe_summaries
 from lact_asr.ttt_names import (
@@ -68,7 +69,7 @@ def _add_input(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--subset", default=None, help="subset of the corpus, e.g. test-clean, or of a manifest folder")
     group.add_argument(
         "--dataset_type",
-        choices=("librispeech", "manifest"),
+        choices=DATASET_TYPES,
         default="librispeech",
         help="how --data_dir is laid out (default: %(default)s)",
     )

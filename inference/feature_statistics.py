@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lact_asr.data.corpus_listings import DATASET_TYPES
 from lact_asr.errors import InputError, exit_on_input_error
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--checkpoint", required=True, help="best_model.pt or a folder; the file is written beside it")
     parser.add_argument("--data_dir", type=Path, required=True, help="a corpus that the model was trained on")
     parser.add_argument("--subset", required=True, help="e.g. train-clean-100; no transcripts are used")
-    parser.add_argument("--dataset_type", choices=("librispeech", "manifest"), default="librispeech")
+    parser.add_argument("--dataset_type", choices=DATASET_TYPES, default="librispeech")
     parser.add_argument(
         "--max_samples", type=count, default=1000, help="so many utterances, spread evenly (default: %(default)s)"
     )

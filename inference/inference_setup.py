@@ -15,7 +15,7 @@ import torch
 from lact_asr.audio import find_audio_files, read_audio
 from lact_asr.checkpoint import LoadedCheckpoint
 from lact_asr.configuration_hybrid_asr import HybridASRConfig
-from lact_asr.data.corpora import Corpus, load_corpus, transcript
+from lact_asr.data.corpora import Corpus, load_corpus, read_cut, transcript
 from lact_asr.errors import InputError
 from lact_asr.inference.ctc_paths import decoder_path
 from lact_asr.inference.decoding import DEFAULT_LM_WEIGHT, DEFAULT_WORD_SCORE, Decoder, make_decoder, text_ids
@@ -324,12 +324,7 @@ def corpus_utterances(corpus: Corpus) -> list[Utterance]:
         Utterance(
             cut.id,
             transcript(cut),
-            functools.partial(
-                read_audio,
-                cut.recording.sources[0].source,
-                cut.start,
-                None if cut.end >= cut.recording.duration else cut.duration,
-            ),
+            functools.partial(read_cut, cut),
             cut.supervisions[0].speaker,
         )
         for cut in corpus.cuts

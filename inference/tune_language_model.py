@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from lact_asr.checkpoint import load_checkpoint
 from lact_asr.data.corpora import load_corpus
+from lact_asr.data.corpus_listings import DATASET_TYPES
 from lact_asr.errors import InputError, exit_on_input_error
 from lact_asr.inference.decoding import Decoder, make_decoder, tune_language_model_weights
 from lact_asr.inference.evaluation import Utterance
@@ -112,7 +113,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--checkpoint", required=True)
     parser.add_argument("--data_dir", type=Path, required=True)
     parser.add_argument("--subset", required=True, help="labelled data that is not the test set")
-    parser.add_argument("--dataset_type", choices=("librispeech", "manifest"), default="librispeech")
+    parser.add_argument("--dataset_type", choices=DATASET_TYPES, default="librispeech")
     parser.add_argument("--lm_path", default="auto")
     parser.add_argument("--lm_weights", type=floats, default=[0.3, 0.6, 1.0, 1.5], metavar="A,B,…")
     parser.add_argument("--word_scores", type=floats, default=[0.0, 1.0, 2.0, 3.0], metavar="A,B,…")

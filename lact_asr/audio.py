@@ -9,10 +9,13 @@ is accepted even without its end-of-stream mark, as RFC 7845 section 4 asks: liv
 
 from __future__ import annotations
 
+import functools
+import io
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import soundfile
@@ -37,6 +40,34 @@ _SIZED_FORMATS = frozenset({"WAV", "WAVEX", "AIFF", "AU", "W64", "RF64"})
 _MAX_OGG_PAGE_BYTES = 27 + 255 + 255 * 255
 # MP3 headers without the encoder's delay count whole frames of 1,152 samples: a few missing ones are not truncation.
 _MP3_SLACK_FRAMES, _MP3_SLACK_FRACTION = 4 * 1152, 0.02
+_OPEN_TARS = 64
+
+
+class TarMember(NamedTuple):
+    """A recording inside an uncompressed tar file, as Shar folders keep them: where its bytes begin, and how many."""
+
+    tar: Path
+    name: str
+    offset: int
+    num_bytes: int
+
+    def __str__(self) -> str:
+        return f"{self.name} in {self.tar}"
+
+    def read_bytes(self) -> bytes:
+        """The recording as it would be in a file of its own.
+
+        Raises:
+            OSError: the tar file cannot be read.
+        """
+        # A positioned read: processes that were forked share the file's position.
+        return os.pread(_open_tar(self.tar).fileno(), self.num_bytes, self.offset)
+
+
+@functools.lru_cache(_OPEN_TARS)
+def _open_tar(path: Path) -> BinaryIO:
+    """Kept open, because opening is what storage that dislikes small files is slow at."""
+    return path.open("rb", buffering=0)
 
 
 @dataclass(frozen=True)
@@ -54,16 +85,20 @@ class AudioHeader:
 
 
 def read_audio(
-    path: str | os.PathLike, start_seconds: float = 0.0, duration_seconds: float | None = None
+    source: str | os.PathLike | TarMember,
+    start_seconds: float = 0.0,
+    duration_seconds: float | None = None,
+    channel: int | None = None,
 ) -> np.ndarray:
     """Read a recording, or a part of it, as the model takes it.
 
-    Channels are averaged; other rates are converted with soxr's high-quality polyphase filter.
+    Channels are averaged unless one is named; other rates are converted with soxr's high-quality polyphase filter.
 
     Args:
-        path: the audio file.
+        source: the audio file.
         start_seconds: where to begin.
         duration_seconds: how much to read; None reads to the end.
+        channel: which to take, from 0; None takes the mean of all.
 
     Returns:
         float32 array [samples], mono, 16 kHz, nominally within [-1, 1].
@@ -73,13 +108,16 @@ def read_audio(
             infinite samples, a part that lies outside of the recording, or fewer than `MIN_SAMPLES` samples at 16
             kHz.
     """
-    path = Path(path)
+    path = source if isinstance(source, TarMember) else Path(source)
     with _open(path) as sound:
         _check_claimed_size(path, sound)
         start_frame, num_frames = _frame_range(path, sound, start_seconds, duration_seconds)
         frames = _decode(path, sound, start_frame, num_frames)
         sample_rate_hz = sound.samplerate
-    samples = frames[:, 0] if frames.shape[1] == 1 else frames.mean(axis=1, dtype=np.float32)
+    if channel is None and frames.shape[1] > 1:
+        samples = frames.mean(axis=1, dtype=np.float32)
+    else:
+        samples = frames[:, channel or 0]
     if not np.isfinite(samples).all():
         bad = int(samples.size - np.isfinite(samples).sum())
         raise InputError(f"{path} holds {bad} samples that are not finite numbers (NaN or infinity), of {samples.size}")
@@ -127,39 +165,40 @@ def find_audio_files(folder: str | os.PathLike) -> list[Path]:
     return found
 
 
-def _open(path: Path) -> soundfile.SoundFile:
+def _open(path: Path | TarMember) -> soundfile.SoundFile:
     """Open a recording that has samples, or say in one sentence why that is impossible."""
     try:
-        size_bytes = path.stat().st_size
-        if path.is_dir():
-            raise InputError(f"{path} is a folder, not an audio file")
-        if size_bytes == 0:
-            raise InputError(f"{path} is empty (0 bytes)")
-        with path.open("rb") as file:
-            magic = file.read(4)
-    except FileNotFoundError:
-        raise InputError(f"no such audio file: {path}") from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
-    try:
-        sound = soundfile.SoundFile(str(path))
-    except (
-        soundfile.SoundFileError,
-        TypeError,
-        ValueError,
-    ):  # TypeError: ".raw" has no header to give rate and channels
-        if magic.startswith(_CONTAINER_MAGIC):
-            raise InputError(f"{path} is a truncated or damaged audio file: its header cannot be read") from None
-        raise InputError(
-            f"{path} is not audio that can be read here (WAV, FLAC, MP3, Ogg Opus, Ogg Vorbis, AIFF and others can)"
-        ) from None
+        sound = soundfile.SoundFile(io.BytesIO(path.read_bytes()) if isinstance(path, TarMember) else str(path))
+    # TypeError: ".raw" has no header to give rate and channels
+    except (soundfile.SoundFileError, OSError, TypeError, ValueError):
+        raise InputError(_why_unreadable(path)) from None
     if sound.frames <= 0:
         sound.close()
         raise InputError(f"{path} has a header but no samples: its length is zero")
     return sound
 
 
-def _check_claimed_size(path: Path, sound: soundfile.SoundFile) -> None:
+def _why_unreadable(path: Path | TarMember) -> str:
+    try:
+        if isinstance(path, TarMember):
+            magic = path.read_bytes()[:4]
+        elif path.is_dir():
+            return f"{path} is a folder, not an audio file"
+        else:
+            with path.open("rb") as file:
+                magic = file.read(4)
+    except FileNotFoundError:
+        return f"no such audio file: {path}"
+    except OSError as error:
+        return f"{path} cannot be read: {error.strerror or error}"
+    if not magic:
+        return f"{path} is empty (0 bytes)"
+    if magic.startswith(_CONTAINER_MAGIC):
+        return f"{path} is a truncated or damaged audio file: its header cannot be read"
+    return f"{path} is not audio that can be read here (WAV, FLAC, MP3, Ogg Opus, Ogg Vorbis, AIFF and others can)"
+
+
+def _check_claimed_size(path: Path | TarMember, sound: soundfile.SoundFile) -> None:
     """Raise InputError where the container shows that the end of the file is missing."""
     if sound.format in _SIZED_FORMATS:
         for field, claimed, present in _CLAIMED_SIZE.findall(sound.extra_info):
@@ -174,11 +213,14 @@ def _check_claimed_size(path: Path, sound: soundfile.SoundFile) -> None:
         raise InputError(f"{path} is truncated: its last Ogg page is incomplete")
 
 
-def _ends_inside_ogg_page(path: Path) -> bool:
+def _ends_inside_ogg_page(path: Path | TarMember) -> bool:
     """Whether the last Ogg page of the file (RFC 3533 section 6) announces more bytes than follow."""
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - _MAX_OGG_PAGE_BYTES))
-        tail = file.read()
+    if isinstance(path, TarMember):
+        tail = path.read_bytes()[-_MAX_OGG_PAGE_BYTES:]
+    else:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - _MAX_OGG_PAGE_BYTES))
+            tail = file.read()
     page = tail[tail.rfind(b"OggS\x00") :] if b"OggS\x00" in tail else b""
     if len(page) < 27 or len(page) < 27 + page[26]:
         return True
@@ -186,7 +228,7 @@ def _ends_inside_ogg_page(path: Path) -> bool:
 
 
 def _frame_range(
-    path: Path, sound: soundfile.SoundFile, start_seconds: float, duration_seconds: float | None
+    path: Path | TarMember, sound: soundfile.SoundFile, start_seconds: float, duration_seconds: float | None
 ) -> tuple[int, int]:
     """Start and count, in frames at the file's rate, of the part asked for."""
     start = round(start_seconds * sound.samplerate)
@@ -199,7 +241,7 @@ def _frame_range(
     return start, min(count, sound.frames - start)
 
 
-def _decode(path: Path, sound: soundfile.SoundFile, start_frame: int, num_frames: int) -> np.ndarray:
+def _decode(path: Path | TarMember, sound: soundfile.SoundFile, start_frame: int, num_frames: int) -> np.ndarray:
     """Decode float32 [frames, channels]; fewer than asked for means a truncated file."""
     try:
         if start_frame:

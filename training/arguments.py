@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from lact_asr.audio import MIN_SAMPLES
+from lact_asr.data.corpus_listings import DATASET_TYPES
 from lact_asr.errors import InputError
 from lact_asr.ttt_names import (
     FEATURE_OFFSET,
@@ -43,7 +44,10 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     _add_ttt(parser.add_argument_group("preparing for test-time training"))
     _add_optimisation(parser.add_argument_group("optimisation"))
     _add_run(parser.add_argument_group("run"))
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    if arguments.batch_size is None and arguments.max_batch_duration is None:
+        arguments.batch_size = 8
+    return arguments
 
 
 def _add_data(group: argparse._ArgumentGroup) -> None:
@@ -55,7 +59,7 @@ def _add_data(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--dataset_type",
-        choices=("librispeech", "manifest"),
+        choices=DATASET_TYPES,
         default="librispeech",
         help="how --data_dir is laid out (default: %(default)s)",
     )
@@ -72,11 +76,22 @@ def _add_data(group: argparse._ArgumentGroup) -> None:
         "--extra_train_data",
         action="append",
         default=[],
-        metavar="TYPE:FOLDER:SUBSETS",
-        help="more training data, e.g. librispeech:generated:train-generated; may be repeated",
+        metavar="[WEIGHT*]TYPE:FOLDER:SUBSETS",
+        help="more training data, e.g. 0.5*librispeech:generated:train-generated; an epoch has each of its utterances WEIGHT "
+        "times (default: once), as it has those of --train_subset once; may be repeated",
     )
     group.add_argument(
-        "--batch_size", type=_positive_int, default=8, help="utterances a batch and process (default: %(default)s)"
+        "--batch_size",
+        type=_positive_int,
+        default=None,
+        help="utterances a batch and process (default: 8, or as many as --max_batch_duration allows)",
+    )
+    group.add_argument(
+        "--max_batch_duration",
+        type=_positive_float,
+        default=None,
+        metavar="SECONDS",
+        help="seconds of audio a batch and process, padding included: more of short utterances, fewer of long ones",
     )
     group.add_argument(
         "--num_buckets",
@@ -123,6 +138,16 @@ def _add_data(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--noise_prob", type=float, default=0.5, help="share of training utterances with noise (default: %(default)s)"
+    )
+    group.add_argument(
+        "--rir_dir",
+        type=Path,
+        default=None,
+        help="put training audio into the rooms whose impulse responses (recordings, each channel one) this folder holds, "
+        "before noise is added; all are kept in memory",
+    )
+    group.add_argument(
+        "--rir_prob", type=float, default=0.5, help="share of training utterances in rooms (default: %(default)s)"
     )
     group.add_argument(
         "--num_workers",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -14,6 +16,7 @@ from lact_asr.data.augmentation import WaveformAugmentation
 from lact_asr.data.batching import SpeechDataLoader, make_dataloader
 from lact_asr.data.corpora import Corpus, drop_unfit, load_corpus
 from lact_asr.data.noise import NoiseMixer, coloured_noises, load_noise_folder
+from lact_asr.data.reverberation import load_impulse_responses
 from lact_asr.errors import InputError
 from lact_asr.processing_hybrid_asr import HybridASRProcessor
 from lact_asr.text import build_vocabulary
@@ -23,12 +26,24 @@ def load_training_corpora(arguments: argparse.Namespace) -> list[Corpus]:
     """The main training corpus and every ``--extra_train_data``."""
     corpora = [load_corpus(arguments.data_dir, arguments.train_subset, arguments.dataset_type)]
     for extra in arguments.extra_train_data:
-        kind, _, rest = extra.partition(":")
-        folder, _, subsets = rest.rpartition(":")
-        if not folder or not subsets:
-            raise InputError(f"--extra_train_data {extra!r} is not TYPE:FOLDER:SUBSETS.")
-        corpora.append(load_corpus(folder, subsets, kind))
+        weight, kind, folder, subsets = _parse_extra(extra)
+        corpus = load_corpus(folder, subsets, kind)
+        corpora.append(replace(corpus, weights=[weight] * len(corpus.cuts)))
     return corpora
+
+
+def _parse_extra(text: str) -> tuple[float, str, str, str]:
+    """Weight, type, folder and subsets of ``[WEIGHT*]TYPE:FOLDER:SUBSETS``; folders may hold colons and stars."""
+    kind, _, rest = text.partition(":")
+    number, star, kind = kind.rpartition("*")
+    folder, _, subsets = rest.rpartition(":")
+    try:
+        weight = float(number) if star else 1.0
+    except ValueError:
+        weight = math.nan
+    if not folder or not subsets or not 0 < weight < math.inf:
+        raise InputError(f"--extra_train_data {text!r} is not [WEIGHT*]TYPE:FOLDER:SUBSETS, with a weight above 0.")
+    return weight, kind, folder, subsets
 
 
 def choose_processor(arguments: argparse.Namespace, corpora: list[Corpus], do_normalize: bool) -> HybridASRProcessor:
@@ -56,14 +71,17 @@ def join_training_corpora(
     corpora: list[Corpus], arguments: argparse.Namespace, processor: HybridASRProcessor, frame_lengths: Callable
 ) -> Corpus:
     """One corpus of everything that can be trained on; the rest becomes its named problems."""
-    joined = Corpus(" + ".join(corpus.name for corpus in corpora), corpora[0].cuts, list(corpora[0].problems))
-    cuts, taken = list(corpora[0].cuts), {cut.id for cut in corpora[0].cuts}
-    for number, corpus in enumerate(corpora[1:], start=1):
+    cuts, taken = [], set()
+    for number, corpus in enumerate(corpora):
         # Two corpora may use the same names; those of generated ones always do.
         cuts += [cut.with_id(f"extra{number}/{cut.id}") if cut.id in taken else cut for cut in corpus.cuts]
         taken.update(cut.id for cut in corpus.cuts)
-        joined.problems += corpus.problems
-    joined.cuts = CutSet.from_cuts(cuts)
+    joined = Corpus(
+        " + ".join(corpus.name for corpus in corpora),
+        CutSet.from_cuts(cuts),
+        [problem for corpus in corpora for problem in corpus.problems],
+        [weight for corpus in corpora for weight in corpus.weights or [1.0] * len(corpus.cuts)],
+    )
     fastest = max(arguments.speed_factors)
     return drop_unfit(
         joined,
@@ -96,6 +114,8 @@ def make_training_loader(
         seed=arguments.seed,
         num_buckets=arguments.num_buckets,
         crop_samples=crop_samples(arguments),
+        max_batch_seconds=_max_batch_seconds(arguments),
+        weights=corpus.weights,
         num_workers=arguments.num_workers,
         transform=augmentation,
         clean_transform=augmentation.without_noise if clean_views else None,
@@ -105,16 +125,25 @@ def make_training_loader(
     )
 
 
+def _max_batch_seconds(arguments: argparse.Namespace) -> float | None:
+    """``--max_batch_duration``, less what the slowest speed adds to recordings after batches were planned."""
+    seconds = arguments.max_batch_duration
+    return None if seconds is None else seconds * min(1.0, *arguments.speed_factors)
+
+
 def _augmentation(arguments: argparse.Namespace) -> WaveformAugmentation | None:
     noises = {} if arguments.noise_dir is None else load_noise_folder(arguments.noise_dir)
     noises |= coloured_noises(arguments.noise_colours, arguments.seed)
-    if not noises and arguments.speed_factors == (1.0,):
+    impulse_responses = [] if arguments.rir_dir is None else load_impulse_responses(arguments.rir_dir)
+    if not noises and not impulse_responses and arguments.speed_factors == (1.0,):
         return None
     mixer = None
     if noises:
         snr_range_db = (min(arguments.noise_snr_db), max(arguments.noise_snr_db))
         mixer = NoiseMixer(noises, snr_range_db, arguments.seed)
-    return WaveformAugmentation(arguments.speed_factors, mixer, arguments.noise_prob, arguments.seed)
+    return WaveformAugmentation(
+        arguments.speed_factors, mixer, arguments.noise_prob, arguments.seed, impulse_responses, arguments.rir_prob
+    )
 
 
 def make_evaluation_loader(
@@ -123,6 +152,12 @@ def make_evaluation_loader(
     """All utterances of a subset, whole and unchanged."""
     corpus = load_corpus(data_dir, subset, arguments.dataset_type)
     loader = make_dataloader(
-        corpus.cuts, processor, arguments.batch_size, shuffle=False, num_workers=0, cache_bytes=int(0.5e9)
+        corpus.cuts,
+        processor,
+        arguments.batch_size,
+        shuffle=False,
+        max_batch_seconds=arguments.max_batch_duration,
+        num_workers=0,
+        cache_bytes=int(0.5e9),
     )
     return corpus, loader

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from lact_asr.checkpoint import LoadedCheckpoint, load_checkpoint
 from lact_asr.data.batching import make_dataloader
 from lact_asr.data.corpora import load_corpus
+from lact_asr.data.corpus_listings import DATASET_TYPES
 from lact_asr.data.corruptions import Condition, Corruption, check_noise_source, make_corruptions
 from lact_asr.data.noise import COLOURS, utterance_generator
 from lact_asr.errors import InputError, exit_on_input_error
@@ -158,9 +159,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--checkpoint", required=True, metavar="FILE_OR_FOLDER", help="the model")
     parser.add_argument("--data_dir", type=Path, required=True, help="a labelled corpus: use development data")
     parser.add_argument("--subset", required=True, help="of the corpus")
-    parser.add_argument(
-        "--dataset_type", choices=("librispeech", "manifest"), default="librispeech", help="default: %(default)s"
-    )
+    parser.add_argument("--dataset_type", choices=DATASET_TYPES, default="librispeech", help="default: %(default)s")
     parser.add_argument(
         "--losses", nargs="+", default=["entropy"], help=f"of {', '.join(LOSSES)}, or sums (default: entropy)"
     )

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from lact_asr.data.corpus_listings import DATASET_TYPES
 from lact_asr.data.corruptions import KINDS, Condition, check_noise_source
 from lact_asr.data.noise import COLOURS
 from lact_asr.errors import InputError
@@ -125,7 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--subset", required=True, help="its subset, or a manifest's name")
     parser.add_argument(
         "--dataset_type",
-        choices=("librispeech", "manifest"),
+        choices=DATASET_TYPES,
         default="librispeech",
         help="how --data_dir is laid out (default: %(default)s)",
     )

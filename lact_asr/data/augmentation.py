@@ -1,4 +1,4 @@
-"""Random changes to training audio: speed and background noise, seeded by utterance and epoch."""
+"""Random changes to training audio: speed, rooms and background noise, seeded by utterance and epoch."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import soxr
 
 from lact_asr.audio import SAMPLE_RATE_HZ
 from lact_asr.data.noise import NoiseMixer
+from lact_asr.data.reverberation import reverberate
 from lact_asr.errors import InputError
 
 
@@ -21,9 +22,11 @@ class WaveformAugmentation:
 
     Args:
         speed_factors: one is drawn for each utterance; 1.1 is a tenth faster, and higher in pitch (Ko et al. 2015).
-        mixer: adds noise; None for none.
+        mixer: adds noise, as it is heard in the room; None for none.
         noise_prob: share of utterances that get noise.
         seed: of all choices but the mixer's own.
+        impulse_responses: of rooms, as of `load_impulse_responses`; one is drawn for each utterance that gets one.
+        rir_prob: share of utterances that are put into a room.
 
     Raises:
         InputError: a speed outside 0.5 to 2, or a share outside 0 to 1.
@@ -35,31 +38,39 @@ class WaveformAugmentation:
         mixer: NoiseMixer | None = None,
         noise_prob: float = 0.5,
         seed: int = 0,
+        impulse_responses: Sequence[np.ndarray] = (),
+        rir_prob: float = 0.5,
     ) -> None:
         if not speed_factors or not all(0.5 <= factor <= 2.0 for factor in speed_factors):
             raise InputError(f"speed factors must be between 0.5 and 2, not {speed_factors}.")
         if not 0 <= noise_prob <= 1:
             raise InputError(f"the share of utterances with noise must be between 0 and 1, not {noise_prob}.")
+        if not 0 <= rir_prob <= 1:
+            raise InputError(f"the share of utterances in rooms must be between 0 and 1, not {rir_prob}.")
+        self.impulse_responses, self.rir_prob = impulse_responses, rir_prob
         self.speed_factors, self.mixer, self.noise_prob, self.seed = tuple(speed_factors), mixer, noise_prob, seed
 
     def __call__(self, samples: np.ndarray, key: str) -> np.ndarray:
         """Augment one utterance: float32 [samples] -> float32, of another length where the speed changes."""
         rng = self._generator(key)
-        samples = self._change_speed(samples, rng)
+        samples = self._before_noise(samples, rng)
         if self.mixer is not None and rng.random() < self.noise_prob:
             samples = self.mixer(samples, key)
         return samples
 
     def without_noise(self, samples: np.ndarray, key: str) -> np.ndarray:
-        """The same utterance at the same speed before noise was added: as a call, and equally long."""
-        return self._change_speed(samples, self._generator(key))
+        """The same utterance at the same speed in the same room before noise was added: as a call, and equally long."""
+        return self._before_noise(samples, self._generator(key))
 
     def _generator(self, key: str) -> np.random.Generator:
         digest = hashlib.blake2b(f"{self.seed}/{key}".encode(), digest_size=8).digest()
         return np.random.default_rng(int.from_bytes(digest, "little"))
 
-    def _change_speed(self, samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        return change_speed(samples, float(rng.choice(self.speed_factors)))
+    def _before_noise(self, samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        samples = change_speed(samples, float(rng.choice(self.speed_factors)))
+        if self.impulse_responses and rng.random() < self.rir_prob:
+            samples = reverberate(samples, self.impulse_responses[int(rng.integers(len(self.impulse_responses)))])
+        return samples
 
 
 def change_speed(samples: np.ndarray, factor: float) -> np.ndarray:

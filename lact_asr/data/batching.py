@@ -1,9 +1,7 @@
-"""From corpus cuts to padded batches: duration buckets, exact resumption, several processes, unreadable files left out.
+"""From corpus cuts to padded batches: reading, exact resumption, several processes, unreadable files left out.
 
-lhotse's `DynamicBucketingSampler` decides which utterances share a batch. Its whole epoch is drawn up front into a
-plan (lists of indices), which makes the number of batches known, lets processes take every n-th batch, and lets an
-interrupted epoch go on at the very batch where it stopped. Recordings are decoded by `lact_asr.audio`, not by lhotse,
-whose readers may need torchaudio.
+`BatchPlan` says which utterances share a batch. Recordings are decoded by `lact_asr.audio`, not by lhotse, whose readers
+may need torchaudio.
 """
 
 from __future__ import annotations
@@ -17,14 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 from lhotse import MonoCut
-from lhotse.dataset.sampling import DynamicBucketingSampler
-from lhotse.dataset.sampling.base import TimeConstraint
-from lhotse.dataset.sampling.dynamic_bucketing import estimate_duration_buckets
 from lhotse.utils import fastcopy
 from torch.utils.data import DataLoader, Dataset
 
-from lact_asr.audio import SAMPLE_RATE_HZ, read_audio
-from lact_asr.data.corpora import Problem, cut_samples, transcript
+from lact_asr.audio import SAMPLE_RATE_HZ
+from lact_asr.data.batch_plan import DEFAULT_NUM_BUCKETS, BatchPlan, Draw, padding_fraction
+from lact_asr.data.corpora import Problem, cut_samples, read_cut, shard_of, transcript
 from lact_asr.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -32,23 +28,21 @@ logger = logging.getLogger(__name__)
 Batch = dict[str, Any]
 Transform = Callable[[np.ndarray, str], np.ndarray]
 
-DEFAULT_NUM_BUCKETS = 30
 IGNORED_LABEL = -100
-_MIN_BATCHES_PER_BUCKET = 2
-_BUCKET_BUFFER_CUTS = 20_000
 _CACHE_SLACK_SAMPLES = 64
 
 
 def make_dataloader(
     cuts: Iterable[MonoCut],
     processor: Any,
-    batch_size: int,
+    batch_size: int | None,
     *,
     shuffle: bool,
     seed: int = 0,
     num_buckets: int = DEFAULT_NUM_BUCKETS,
     crop_samples: int | None = None,
     max_batch_seconds: float | None = None,
+    weights: Sequence[float] | None = None,
     num_workers: int = 0,
     transform: Transform | None = None,
     clean_transform: Transform | None = None,
@@ -65,33 +59,28 @@ def make_dataloader(
     Args:
         cuts: `Corpus.cuts`.
         processor: has a Transformers `feature_extractor` and CTC `tokenizer`.
-        batch_size: most utterances in a batch.
-        shuffle: draw batches at random from duration buckets, differently each epoch; without it, utterances come
-            longest first.
-        seed: decides every random choice, together with the epoch.
-        num_buckets: duration buckets; fewer are used where a bucket would hold less than two batches.
+        batch_size, shuffle, seed, num_buckets, max_batch_seconds, weights: see `BatchPlan`.
         crop_samples: keep only the first so many samples at 16 kHz. From the start, not at random, because the
             transcript stays whole and the labels of what remains are at its start.
-        max_batch_seconds: most seconds in a padded batch (utterances × longest), give or take the spread of a bucket.
         num_workers: processes that read; 0 reads in this one. Results do not depend on it.
         transform: called as ``transform(samples, key)`` on float32 [samples] at 16 kHz before normalisation; it may
-            change the length a little (padding is then planned from the original lengths). The key is the utterance id, with ``#epochN`` added from the second training epoch on: a
-            transform seeded by it is reproducible and yet differs between epochs.
+            change the length a little (padding is then planned from the original lengths). The key is the utterance id,
+            with ``#N`` added where it was drawn N times before: a transform seeded by it is reproducible and yet differs
+            between epochs.
         clean_transform: called as `transform`, in its place, for the clean view; must give equally many samples.
         cache_bytes: memory for decoded recordings (float32, so that results are exact), shared by the workers.
         world_size, rank: of the processes that share an epoch; each takes whole batches, every `world_size`-th. In
-        training the plan is filled up with its
-            first batches so that all take equally many steps; in evaluation nothing is repeated, so ranks may differ
-            by a batch.
+            training all take equally many steps; in evaluation ranks may differ by a batch.
 
     Raises:
-        InputError: no cuts, or a batch size below 1.
+        InputError: no cuts, or a limit on batches below 1.
     """
     cuts = [crop_cut(cut, crop_samples) for cut in cuts]
-    if not cuts or batch_size < 1:
+    if not cuts or (batch_size is not None and batch_size < 1):
         raise InputError(f"cannot make batches of {batch_size} from {len(cuts)} utterances: both must be at least 1")
     cache = WaveformCache([cut_samples(cut) for cut in cuts], cache_bytes) if cache_bytes else None
-    plan = BatchPlan(cuts, batch_size, shuffle, seed, num_buckets, max_batch_seconds)
+    shards = [shard_of(cut) for cut in cuts]
+    plan = BatchPlan(cuts, batch_size, shuffle, seed, num_buckets, max_batch_seconds, weights, shards)
     dataset = SpeechDataset(cuts, processor, transform, cache, clean_transform)
     return SpeechDataLoader(dataset, plan, num_workers, world_size, rank)
 
@@ -103,83 +92,11 @@ def crop_cut(cut: MonoCut, crop_samples: int | None) -> MonoCut:
     return fastcopy(cut, duration=crop_samples / SAMPLE_RATE_HZ)
 
 
-def padding_fraction(batches: Iterable[Sequence[int]]) -> float:
-    """Padded samples over all samples of padded batches, from the lengths of each batch's rows."""
-    padded = real = 0
-    for lengths in batches:
-        padded += max(lengths) * len(lengths)
-        real += sum(lengths)
-    return 1 - real / padded if padded else 0.0
-
-
-class BatchPlan:
-    """Which utterances share a batch, epoch by epoch: lists of indices into the cuts, fixed by the arguments."""
-
-    def __init__(
-        self,
-        cuts: Sequence[MonoCut],
-        batch_size: int,
-        shuffle: bool,
-        seed: int = 0,
-        num_buckets: int = DEFAULT_NUM_BUCKETS,
-        max_batch_seconds: float | None = None,
-    ):
-        self.cuts, self.batch_size, self.shuffle, self.seed = cuts, batch_size, shuffle, seed
-        self.max_batch_seconds = max_batch_seconds
-        self._index = {cut.id: index for index, cut in enumerate(cuts)}
-        num_buckets = min(num_buckets, len(cuts) // (_MIN_BATCHES_PER_BUCKET * batch_size))
-        self._bucket_starts = estimate_duration_buckets(cuts, num_buckets) if num_buckets > 1 else []
-        self._drawn: tuple[int, list[list[int]]] | None = None
-
-    def batches(self, epoch: int = 0) -> list[list[int]]:
-        """All batches of an epoch; each utterance is in exactly one."""
-        if not self.shuffle:
-            epoch = 0
-        if self._drawn is None or self._drawn[0] != epoch:
-            self._drawn = (epoch, self._shuffled(epoch) if self.shuffle else self._by_length(self.cuts))
-        return self._drawn[1]
-
-    def sample_lengths(self, epoch: int = 0) -> list[list[int]]:
-        """Samples at 16 kHz of every row of every batch, without reading any audio."""
-        return [[cut_samples(self.cuts[index]) for index in batch] for batch in self.batches(epoch)]
-
-    def _shuffled(self, epoch: int) -> list[list[int]]:
-        generator = random.Random(f"{self.seed}/{epoch}")
-        # lhotse shuffles within a buffer; corpora list speaker after speaker, so the order is random before that too.
-        cuts = generator.sample(self.cuts, len(self.cuts))
-        batches = self._sample(cuts, self._bucket_starts, shuffle=True, seed=generator.randrange(2**31))
-        if self.max_batch_seconds is None:
-            # Every bucket ends in a partial batch, whose few utterances would weigh more: these are batched together.
-            leftovers = [self.cuts[index] for batch in batches if len(batch) < self.batch_size for index in batch]
-            batches = [batch for batch in batches if len(batch) == self.batch_size] + self._by_length(leftovers)
-        generator.shuffle(batches)
-        return batches
-
-    def _by_length(self, cuts: Sequence[MonoCut]) -> list[list[int]]:
-        """Longest first: least padding, and a lack of memory shows at once."""
-        return self._sample(sorted(cuts, key=lambda cut: -cut.duration), [], shuffle=False, seed=0) if cuts else []
-
-    def _sample(self, cuts: Sequence[MonoCut], bucket_starts: list[float], shuffle: bool, seed: int) -> list[list[int]]:
-        sampler = DynamicBucketingSampler(
-            cuts,
-            constraint=TimeConstraint(max_duration=self.max_batch_seconds, max_cuts=self.batch_size),
-            duration_bins=bucket_starts,
-            shuffle=shuffle,
-            seed=seed,
-            buffer_size=_BUCKET_BUFFER_CUTS,
-            # lhotse 1.33 ends an epoch early, losing partial batches, where this is off.
-            sync_buckets=True,
-            world_size=1,
-            rank=0,
-        )
-        return [[self._index[cut.id] for cut in batch] for batch in sampler]
-
-
 class WaveformCache:
     """Decoded waveforms in one block of memory that forked workers share; exact, since nothing is rounded.
 
-    It holds the first utterances that fit into the limit and never evicts. An utterance is read by one worker an
-    epoch, and workers wait for each other between epochs, so no lock is needed.
+    It holds the first utterances that fit into the limit and never evicts. Workers that store one utterance at once
+    store the same samples, so no lock is needed.
     """
 
     def __init__(self, lengths_samples: Sequence[int], limit_bytes: int):
@@ -209,7 +126,7 @@ class WaveformCache:
 
 
 class SpeechDataset(Dataset):
-    """Map-style dataset whose items are whole batches: ``dataset[epoch, indices]`` -> (batch or None, problems)."""
+    """Map-style dataset whose items are whole batches: ``dataset[draws]`` -> (batch or None, problems)."""
 
     def __init__(
         self,
@@ -225,11 +142,10 @@ class SpeechDataset(Dataset):
     def __len__(self) -> int:
         return len(self.cuts)
 
-    def __getitem__(self, key: tuple[int, Sequence[int]]) -> tuple[Batch | None, list[Problem]]:
+    def __getitem__(self, draws: Sequence[Draw]) -> tuple[Batch | None, list[Problem]]:
         """Read and pad one batch; None if none of its recordings can be read."""
-        epoch, indices = key
-        waveforms, cuts, problems = [], [], []
-        for index in indices:
+        waveforms, keys, cuts, problems = [], [], [], []
+        for index, times_before in draws:
             cut = self.cuts[index]
             try:
                 samples = self._read(index)
@@ -237,22 +153,20 @@ class SpeechDataset(Dataset):
                 problems.append(Problem(cut.id, str(error), "unreadable audio file"))
                 continue
             waveforms.append(samples)
+            keys.append(f"{cut.id}#{times_before}" if times_before else cut.id)
             cuts.append(cut)
-        return (self._collate(waveforms, cuts, epoch) if cuts else None), problems
+        return (self._collate(waveforms, keys, cuts) if cuts else None), problems
 
     def _read(self, index: int) -> np.ndarray:
         """float32 [samples] of one cut."""
         samples = None if self.cache is None else self.cache.get(index)
         if samples is None:
-            cut = self.cuts[index]
-            duration = None if cut.end >= cut.recording.duration else cut.duration
-            samples = read_audio(cut.recording.sources[0].source, cut.start, duration)
+            samples = read_cut(self.cuts[index])
             if self.cache is not None:
                 self.cache.put(index, samples)
         return samples
 
-    def _collate(self, waveforms: list[np.ndarray], cuts: list[MonoCut], epoch: int) -> Batch:
-        keys = [f"{cut.id}#epoch{epoch}" if epoch else cut.id for cut in cuts]
+    def _collate(self, waveforms: list[np.ndarray], keys: list[str], cuts: list[MonoCut]) -> Batch:
         input_values, attention_mask = self._inputs(waveforms, keys, self.transform)
         texts = [transcript(cut) for cut in cuts]
         rows = [torch.tensor(self.processor.tokenizer(text).input_ids, dtype=torch.int64) for text in texts]
@@ -289,15 +203,11 @@ class _PlanPosition:
         self.plan, self.world_size, self.rank = plan, world_size, rank
         self.epoch = self.batches_done = 0
 
-    def rank_batches(self) -> list[list[int]]:
-        batches = self.plan.batches(self.epoch)
-        if self.plan.shuffle:
-            missing = -len(batches) % self.world_size
-            batches = batches + [batches[number % len(batches)] for number in range(missing)]
-        return batches[self.rank :: self.world_size]
+    def rank_batches(self) -> list[list[Draw]]:
+        return self.plan.rank_batches(self.epoch, self.world_size, self.rank)
 
-    def __iter__(self) -> Iterator[tuple[int, list[int]]]:
-        return ((self.epoch, batch) for batch in self.rank_batches()[self.batches_done :])
+    def __iter__(self) -> Iterator[list[Draw]]:
+        return iter(self.rank_batches()[self.batches_done :])
 
 
 class SpeechDataLoader:

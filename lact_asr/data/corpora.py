@@ -1,4 +1,4 @@
-"""Speech corpora as lhotse cuts: LibriSpeech folders and JSON-lines manifests.
+"""Speech corpora as lhotse cuts: LibriSpeech folders, JSON-lines manifests and Shar folders.
 
 A corpus is one cut an utterance, each with one supervision that holds the normalised transcript and what is known of
 the speaker. Whatever cannot be used (a missing file, a line without transcript …) becomes a named and counted
@@ -19,14 +19,17 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
 from lhotse.audio import AudioSource
 from tqdm import tqdm
 
-from lact_asr.audio import MIN_SAMPLES, SAMPLE_RATE_HZ, AudioHeader, read_audio_header
+from lact_asr.audio import MIN_SAMPLES, SAMPLE_RATE_HZ, AudioHeader, TarMember, read_audio, read_audio_header
 from lact_asr.data.corpus_listings import (
+    DATASET_TYPES,
     Entry,
+    Listing,
     Problem,
     librispeech_entries,
     librispeech_folders,
@@ -34,10 +37,9 @@ from lact_asr.data.corpus_listings import (
     manifest_paths,
     subset_names,
 )
+from lact_asr.data.shar import shar_entries, shar_folders
 from lact_asr.errors import InputError
 from lact_asr.text import normalise_text, unspellable_characters
-
-DATASET_TYPES = ("librispeech", "manifest")
 
 _HEADER_THREADS = 16
 _PATHS_PER_TASK = 64
@@ -54,11 +56,13 @@ class Corpus:
         cuts: one lhotse cut an utterance (cut id = utterance id), its only supervision with normalised `text`,
             `speaker`, `gender` and the manifest's other fields in `custom`.
         problems: what was left out.
+        weights: how often an epoch of training has each cut; None: once.
     """
 
     name: str
     cuts: CutSet
     problems: list[Problem] = field(default_factory=list)
+    weights: list[float] | None = None
 
     @property
     def total_hours(self) -> float:
@@ -85,6 +89,26 @@ class Corpus:
         return "\n".join(lines)
 
 
+def list_corpus(data_dir: str | os.PathLike, subsets: str | Sequence[str], dataset_type: str) -> list[Listing]:
+    """What some subsets of a corpus list; arguments and errors are those of `load_corpus`."""
+    if dataset_type not in DATASET_TYPES:
+        raise InputError(f"unknown dataset type {dataset_type!r}: it must be one of {', '.join(DATASET_TYPES)}")
+    data_dir = Path(data_dir)
+    if not data_dir.exists():
+        raise InputError(f"no such data folder: {data_dir}")
+    find_sources, read_entries = {
+        "librispeech": (librispeech_folders, librispeech_entries),
+        "manifest": (manifest_paths, manifest_entries),
+        "shar": (shar_folders, shar_entries),
+    }[dataset_type]
+    names = subset_names(subsets, data_dir)
+    listings = []
+    for name, source in zip(names, find_sources(data_dir, names), strict=True):
+        problems: list[Problem] = []
+        listings.append(Listing(name, source, list(read_entries(source, problems)), problems))
+    return listings
+
+
 def load_corpus(
     data_dir: str | os.PathLike,
     subsets: str | Sequence[str],
@@ -96,34 +120,27 @@ def load_corpus(
     Args:
         data_dir: LibriSpeech: the folder that holds the subsets, or its parent with a folder `LibriSpeech`.
             Manifests: the folder of `SUBSET.jsonl`, or one `.jsonl` file, in which case `subsets` may be empty or its
-            stem.
+            stem. Shar: the folder that holds the subsets' folders.
         subsets: names, comma separated or as a sequence; `train-960` is the three LibriSpeech training subsets; for
             manifests also paths of `.jsonl` files.
-        dataset_type: "librispeech" or "manifest".
+        dataset_type: one of `DATASET_TYPES`.
         show_progress: progress bar where there are many files.
 
     Raises:
         InputError: unknown type, folder or subset, a subset named twice, a manifest line that is not a JSON object,
             or a subset without usable utterances.
     """
-    if dataset_type not in DATASET_TYPES:
-        raise InputError(f"unknown dataset type {dataset_type!r}: it must be one of {', '.join(DATASET_TYPES)}")
-    data_dir = Path(data_dir)
-    if not data_dir.exists():
-        raise InputError(f"no such data folder: {data_dir}")
-    names = subset_names(subsets, data_dir)
-    sources = librispeech_folders(data_dir, names) if dataset_type == "librispeech" else manifest_paths(data_dir, names)
-    read_entries = librispeech_entries if dataset_type == "librispeech" else manifest_entries
-    corpus = Corpus(f"{','.join(names)} ({data_dir})", CutSet.from_cuts([]))
+    listings = list_corpus(data_dir, subsets, dataset_type)
+    corpus = Corpus(f"{','.join(listing.subset for listing in listings)} ({data_dir})", CutSet.from_cuts([]))
     cuts: list[MonoCut] = []
     seen_ids: set[str] = set()
-    for name, source in zip(names, sources, strict=True):
-        problems: list[Problem] = []
-        entries = [_with_unique_id(entry, name, seen_ids) for entry in read_entries(source, problems)]
-        subset_cuts = _make_cuts(entries, problems, show_progress)
+    for listing in listings:
+        problems = list(listing.problems)
+        entries = [_with_unique_id(entry, listing.subset, seen_ids) for entry in listing.entries]
+        subset_cuts = make_cuts(entries, problems, show_progress)
         if not subset_cuts:
             first = f"; the first of {len(problems):,} problems: {problems[0].sentence}" if problems else ""
-            raise InputError(f"subset {name!r} has no usable utterances ({source}){first}")
+            raise InputError(f"subset {listing.subset!r} has no usable utterances ({listing.source}){first}")
         cuts += subset_cuts
         corpus.problems += problems
     corpus.cuts = CutSet.from_cuts(cuts)
@@ -158,20 +175,47 @@ def drop_unfit(
         InputError: nothing remains.
     """
     cuts = list(corpus.cuts)
+    unfit = find_unfit(cuts, frame_lengths, tokenizer, crop_samples, max_audio_seconds)
+    kept = [index for index, problem in enumerate(unfit) if problem is None]
+    problems = [*corpus.problems, *(problem for problem in unfit if problem is not None)]
+    if not kept:
+        raise InputError(f"no utterance of {corpus.name} can be used: {problems[-1].sentence}")
+    weights = None if corpus.weights is None else [corpus.weights[index] for index in kept]
+    return Corpus(corpus.name, CutSet.from_cuts(cuts[index] for index in kept), problems, weights)
+
+
+def find_unfit(
+    cuts: list[MonoCut],
+    frame_lengths: Callable[[torch.Tensor], torch.Tensor],
+    tokenizer: Any,
+    crop_samples: int | None = None,
+    max_audio_seconds: float | None = None,
+) -> list[Problem | None]:
+    """Why each utterance cannot be trained on, None where it can; arguments are those of `drop_unfit`."""
     samples = torch.tensor([cut_samples(cut) for cut in cuts], dtype=torch.int64)
     cropped = samples if crop_samples is None else samples.clamp(max=crop_samples)
     frames = frame_lengths(cropped.clamp(min=MIN_SAMPLES)).tolist()
-    kept, problems = [], list(corpus.problems)
     bar = tqdm(cuts, "fitting transcripts", unit=" utterances", disable=len(cuts) < _PROGRESS_BAR_FROM, leave=False)
-    for cut, num_samples, num_frames in zip(bar, samples.tolist(), frames, strict=True):
-        reason = _unfit_reason(cut, num_samples, num_frames, tokenizer, max_audio_seconds)
-        if reason is None:
-            kept.append(cut)
-        else:
-            problems.append(Problem(cut.id, f"{cut.id}: {reason[1]}", reason[0]))
-    if not kept:
-        raise InputError(f"no utterance of {corpus.name} can be used: {problems[-1].sentence}")
-    return Corpus(corpus.name, CutSet.from_cuts(kept), problems)
+    reasons = [
+        _unfit_reason(cut, num_samples, num_frames, tokenizer, max_audio_seconds)
+        for cut, num_samples, num_frames in zip(bar, samples.tolist(), frames, strict=True)
+    ]
+    return [
+        None if reason is None else Problem(cut.id, f"{cut.id}: {reason[1]}", reason[0])
+        for cut, reason in zip(cuts, reasons, strict=True)
+    ]
+
+
+def read_cut(cut: MonoCut) -> np.ndarray:
+    """The recording of a cut, float32 [samples], mono, 16 kHz; raises as `lact_asr.audio.read_audio`."""
+    duration = None if cut.end >= cut.recording.duration else cut.duration
+    return read_audio(cut.recording.sources[0].source, cut.start, duration)
+
+
+def shard_of(cut: MonoCut) -> Path | None:
+    """The file that the recording of a cut shares with others, None for a recording in a file of its own."""
+    source = cut.recording.sources[0].source
+    return source.tar if isinstance(source, TarMember) else None
 
 
 def cut_samples(cut: MonoCut) -> int:
@@ -221,8 +265,8 @@ def _with_unique_id(entry: Entry, subset: str, seen_ids: set[str]) -> Entry:
     return entry
 
 
-def _make_cuts(entries: list[Entry], problems: list[Problem], show_progress: bool) -> list[MonoCut]:
-    """Turn entries into cuts; those whose transcript or recording cannot be used go to `problems`."""
+def make_cuts(entries: list[Entry], problems: list[Problem], show_progress: bool = True) -> list[MonoCut]:
+    """Read headers and turn entries into cuts; those whose transcript or recording cannot be used go to `problems`."""
     spelt = []
     for entry in entries:
         problem = _transcript_problem(entry)
@@ -230,10 +274,10 @@ def _make_cuts(entries: list[Entry], problems: list[Problem], show_progress: boo
             problems.append(problem)
         else:
             spelt.append(entry)
-    headers = _read_headers({entry.audio_path for entry in spelt}, show_progress)
+    headers = _read_headers({entry.audio_path for entry in spelt if entry.header is None}, show_progress)
     cuts = []
     for entry in spelt:
-        made = _make_cut(entry, headers[entry.audio_path])
+        made = _make_cut(entry, entry.header or headers[entry.audio_path])
         if isinstance(made, Problem):
             problems.append(made)
         else:
@@ -300,7 +344,9 @@ def _make_cut(entry: Entry, header: AudioHeader | str) -> MonoCut | Problem:
             f"{entry.audio_path} is too short: {duration:.4f} s, one frame needs 0.025 s",
             "shorter than one frame",
         )
-    source = AudioSource("file", list(range(header.num_channels)), str(entry.audio_path))
+    in_shard = isinstance(entry.audio_path, TarMember)
+    location = entry.audio_path if in_shard else str(entry.audio_path)
+    source = AudioSource("shar" if in_shard else "file", list(range(header.num_channels)), location)
     recording = Recording(name, [source], header.sample_rate_hz, header.num_frames, header.duration_seconds)
     supervision = SupervisionSegment(
         name,

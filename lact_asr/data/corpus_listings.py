@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lact_asr.audio import AUDIO_EXTENSIONS
+from lact_asr.audio import AUDIO_EXTENSIONS, AudioHeader, TarMember
 from lact_asr.errors import InputError
 
+DATASET_TYPES = ("librispeech", "manifest", "shar")
 SUBSET_ALIASES = {"train-960": ("train-clean-100", "train-clean-360", "train-other-500")}
 _MANIFEST_KEYS = frozenset({"audio_filepath", "text", "duration", "offset", "id", "speaker", "gender"})
 
@@ -31,16 +32,26 @@ class Problem(NamedTuple):
 
 @dataclass
 class Entry:
-    """An utterance as a corpus lists it, before its recording's header was read."""
+    """An utterance as a corpus lists it, before its recording's header is read (where the corpus does not note it)."""
 
     utterance_id: str
-    audio_path: Path
+    audio_path: Path | TarMember
     text: str
     speaker: str | None = None
     gender: str | None = None
     start_seconds: float = 0.0
     duration_seconds: float | None = None
     custom: dict[str, Any] | None = None
+    header: AudioHeader | None = None
+
+
+class Listing(NamedTuple):
+    """One subset: its name, the folder or file that lists it, its utterances, and what is listed but cannot be used."""
+
+    subset: str
+    source: Path
+    entries: list[Entry]
+    problems: list[Problem]
 
 
 def subset_names(subsets: str | Sequence[str], data_dir: Path) -> list[str]:

@@ -13,6 +13,8 @@ import pytest
         ("lact_asr.inference.evaluate_robustness", "--conditions"),
         ("lact_asr.inference.feature_statistics", "--subset"),
         ("lact_asr.training.train_hybrid_asr", "--output"),
+        ("lact_asr.data.check_corpus", "--subset"),
+        ("lact_asr.data.make_shar", "--shard_size"),
     ],
 )
 def test_help_imports_nothing_heavy(module, flag):

@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 
 from lact_asr.data.corpora import load_corpus
+from lact_asr.data.make_shar import main as make_shar
 from lact_asr.processing_hybrid_asr import HybridASRProcessor
 from lact_asr.text import build_vocabulary
 from lact_asr.training.arguments import parse_arguments
@@ -110,6 +111,43 @@ def test_every_extra_corpus_keeps_utterances_of_the_same_name_apart(corpus_dir, 
     assert {first, f"extra1/{first}", f"extra2/{first}"} <= set(ids)
 
 
+def test_an_extra_corpus_is_heard_as_often_as_its_weight_says(corpus_dir, loader_of):
+    corpus, loader = loader_of("--extra_train_data", f"0.34*librispeech:{corpus_dir}:train-generated")
+    assert len(corpus.cuts) == 18
+    epochs = [[name for batch in loader for name in batch["ids"]] for _ in range(3)]
+    main = {cut.id for cut in load_corpus(corpus_dir, "train-generated").cuts}
+    for ids in epochs:
+        assert len(ids) == len(set(ids)) == 9 + 3
+        assert main < set(ids)
+    assert len(set().union(*epochs)) == 18  # three thirds are all of it
+
+
+def test_batches_hold_as_much_audio_as_allowed_at_the_slowest_speed_too(loader_of):
+    corpus, loader = loader_of("--max_batch_duration", 10, "--speed_factors", "0.9", "--batch_size", 100)
+    shapes = [batch["input_values"].shape for batch in loader]
+    assert sum(rows for rows, _ in shapes) == len(corpus.cuts)
+    assert max(rows * samples for rows, samples in shapes) <= 10 * 16_000
+    assert max(rows for rows, _ in shapes) > 1
+
+
+def test_a_duration_alone_limits_batches(train):
+    run = train("--max_batch_duration", 60, "--batch_size", 9, "--max_epochs", 1)
+    assert run.exit_code == 0
+    assert "1 batches an epoch" in run.out
+    assert parse_arguments(["--config_path", "-", "--data_dir", "-", "--output_dir", "-"]).batch_size == 8
+    flags = ["--config_path", "-", "--data_dir", "-", "--output_dir", "-", "--max_batch_duration", "60"]
+    assert parse_arguments(flags).batch_size is None
+
+
+def test_shar_folders_train_and_validate(train, corpus_dir, tmp_path):
+    flags = ["--data_dir", corpus_dir, "--subset", "train-generated,dev-generated", "--output_dir", tmp_path / "shar"]
+    assert make_shar([str(flag) for flag in (*flags, "--shard_size", 4, "--num_workers", 1)]) == 0
+    run = train("--dataset_type", "shar", "--data_dir", tmp_path / "shar", "--max_epochs", 1, "--num_workers", 1)
+    assert run.exit_code == 0
+    assert "9 utterances" in run.out
+    assert run.state()["progress"]["step"] == 5
+
+
 def test_manifests_train_validate_and_test(train, write_manifest, tmp_path):
     for name in ("a", "b", "c"):
         write_manifest(tmp_path / f"{name}.jsonl", 2)
@@ -164,11 +202,17 @@ def test_augmentation_follows_from_seed_utterance_and_epoch(loader_of, tmp_path)
     noise = tmp_path / "noise"
     noise.mkdir()
     soundfile.write(noise / "hiss.wav", np.random.default_rng(0).normal(0, 0.1, 16_000), 16_000)
-    flags = ("--speed_factors", "0.9,1,1.1", "--noise_dir", noise, "--noise_snr_db", "0,10", "--noise_prob", 1)
+    rooms = tmp_path / "rooms"
+    rooms.mkdir()
+    soundfile.write(rooms / "hall.wav", np.geomspace(1, 1e-3, 4_000), 16_000)
+    noisy = ("--speed_factors", "0.9,1,1.1", "--noise_dir", noise, "--noise_snr_db", "0,10", "--noise_prob", 1)
+    flags = (*noisy, "--rir_dir", rooms)
     loader = loader_of(*flags)[1]
     first, second = by_id(loader), by_id(loader)  # two epochs
     again, plain, other = by_id(loader_of(*flags)[1]), by_id(loader_of()[1]), by_id(loader_of(*flags, "--seed", 1)[1])
     assert len({round(len(first[name]) / len(plain[name]), 1) for name in plain}) > 1
+    dry = by_id(loader_of(*noisy)[1])
+    assert 0 < sum(torch.equal(dry[name], samples) for name, samples in first.items()) < len(first)
     for name, samples in first.items():
         assert torch.equal(samples, again[name])
         for different in (second, plain, other):

@@ -1,10 +1,11 @@
-"""Speed and noise: lengths, pitch, shares, and results that follow from seed and key alone."""
+"""Speed, rooms and noise: lengths, pitch, shares, and results that follow from seed and key alone."""
 
 import numpy as np
 import pytest
 
 from lact_asr.data.augmentation import WaveformAugmentation, change_speed
 from lact_asr.data.noise import NoiseMixer
+from lact_asr.data.reverberation import reverberate
 from lact_asr.errors import InputError
 
 KEYS = [f"utterance-{number}" for number in range(200)]
@@ -58,8 +59,23 @@ def test_noise_comes_after_the_speed_change_at_the_level_asked_for(tone, mixer):
     assert 10 * np.log10(np.mean(clean**2) / np.mean(noise**2)) == pytest.approx(10.0, abs=0.05)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_a_share_of_utterances_is_put_into_rooms_before_noise_comes(tone, mixer, share):
+    responses = [np.array([1.0, 0.0, 0.5], np.float32), np.array([0.0, 1.0, -0.9, 0.1], np.float32)]
+    heard = {reverberate(tone, response).tobytes(): 0 for response in responses} | {tone.tobytes(): 0}
+    augment = WaveformAugmentation(impulse_responses=responses, rir_prob=share)
+    for key in KEYS:
+        heard[augment(tone, key).tobytes()] += 1
+    in_rooms = len(KEYS) - heard.pop(tone.tobytes())
+    assert in_rooms == pytest.approx(share * len(KEYS), abs=0.1 * len(KEYS) * (0 < share < 1))
+    assert all(count > in_rooms / 3 for count in heard.values()) or share == 0
+    noisy = WaveformAugmentation(mixer=mixer, noise_prob=1.0, impulse_responses=responses[:1], rir_prob=1.0)(tone, "a")
+    np.testing.assert_array_equal(noisy, mixer(reverberate(tone, responses[0]), "a"))
+
+
 def test_results_follow_from_seed_and_key_alone(tone, mixer):
-    flags = {"speed_factors": (0.9, 1.0, 1.1), "mixer": mixer, "noise_prob": 0.5}
+    responses = [np.array([1.0, 0.5], np.float32), np.array([1.0, -0.5], np.float32)]
+    flags = {"speed_factors": (0.9, 1.0, 1.1), "mixer": mixer, "noise_prob": 0.5, "impulse_responses": responses}
     forwards = [WaveformAugmentation(**flags, seed=7)(tone, key) for key in KEYS[:20]]
     augment = WaveformAugmentation(**flags, seed=7)
     backwards = [augment(tone, key) for key in reversed(KEYS[:20])][::-1]
@@ -84,6 +100,7 @@ def test_input_is_left_as_it_is(tone, mixer):
         ({"speed_factors": (float("nan"),)}, "nan"),
         ({"noise_prob": 1.5}, "1.5"),
         ({"noise_prob": -0.1}, "-0.1"),
+        ({"rir_prob": 1.1}, "rooms must be between 0 and 1, not 1.1"),
     ],
 )
 def test_impossible_settings_are_refused(flags, named):

@@ -1,0 +1,52 @@
+"""Rooms: speech convolved with impulse responses that were recorded, or simulated, in them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from lact_asr.audio import find_audio_files, read_audio, read_audio_header
+from lact_asr.errors import InputError
+
+
+def load_impulse_responses(folder: str | Path) -> list[np.ndarray]:
+    """Every channel of every recording in a folder, by path: float32 [samples] at 16 kHz each.
+
+    Channels are responses of their own (microphones of an array stand in different places), so they are not averaged.
+
+    Raises:
+        InputError: no such folder, no audio in it, a file that cannot be read, or a silent channel.
+    """
+    responses = []
+    for path in find_audio_files(folder):
+        for channel in range(read_audio_header(path).num_channels):
+            response = read_audio(path, channel=channel)
+            if not response.any():
+                raise InputError(f"{path} is silent, so it is no impulse response; take it out of the folder")
+            responses.append(response)
+    return responses
+
+
+def reverberate(samples: np.ndarray, impulse_response: np.ndarray) -> np.ndarray:
+    """Put speech into a room.
+
+    y = g (x ∗ h), from the direct sound (the largest |h|) on, so that words stay where they are in time; g gives y the
+    power of x. The convolution is a product of Fourier transforms.
+
+    Args:
+        samples: float32 [samples] at 16 kHz.
+        impulse_response: float32 [at least 1] at 16 kHz, not silent.
+
+    Returns:
+        float32 [samples], as many as came in.
+    """
+    import torch  # late, so that command lines that only name conditions need not wait for it
+    from lhotse.augmentation.utils import convolve1d
+
+    wet = convolve1d(torch.from_numpy(samples), torch.from_numpy(impulse_response)).numpy()
+    direct = int(np.abs(impulse_response).argmax())
+    wet = wet[direct : direct + len(samples)]
+    power = np.mean(wet**2, dtype=np.float64)
+    gain = np.sqrt(np.mean(samples**2, dtype=np.float64) / power) if power else 1.0
+    return (gain * wet).astype(np.float32)

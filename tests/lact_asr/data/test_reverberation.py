@@ -1,0 +1,63 @@
+"""Rooms: the convolution by hand, time and level kept, and what a folder of impulse responses may hold."""
+
+import numpy as np
+import pytest
+import soundfile
+
+from lact_asr.data.reverberation import load_impulse_responses, reverberate
+from lact_asr.errors import InputError
+
+
+@pytest.fixture
+def speech() -> np.ndarray:
+    return (0.1 * np.random.default_rng(0).standard_normal(8_000)).astype(np.float32)
+
+
+def test_an_echo_is_the_speech_again_later_and_softer_at_the_level_of_before(speech):
+    response = np.zeros(900, np.float32)
+    response[[0, 800]] = 0.02, 0.01  # 50 ms later
+    expected = speech.copy()
+    expected[800:] += speech[:-800] / 2
+    expected *= np.sqrt(np.mean(speech**2) / np.mean(expected**2))
+    wet = reverberate(speech, response)
+    assert wet.dtype == np.float32
+    np.testing.assert_allclose(wet, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("length", [500, 8_000, 40_000])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_words_stay_where_they_are(speech, length, sign):
+    rng = np.random.default_rng(1)
+    response = (np.exp(-np.arange(length) / 100) * rng.standard_normal(length) / 10).astype(np.float32)
+    response[100] = 3.0 * sign  # the direct sound, with the way to the microphone before it
+    wet = reverberate(speech, response)
+    assert len(wet) == len(speech)
+    assert np.mean(wet**2) == pytest.approx(np.mean(speech**2), rel=1e-4)
+    correlation = np.correlate(wet, speech, mode="full")
+    assert np.abs(correlation).argmax() == len(speech) - 1
+
+
+def test_silence_stays_silent():
+    assert not reverberate(np.zeros(1_000, np.float32), np.ones(10, np.float32)).any()
+
+
+def test_every_channel_of_every_file_is_a_response_at_16_khz(tmp_path):
+    rng = np.random.default_rng(0)
+    array = 0.1 * rng.standard_normal((2_000, 2))
+    soundfile.write(tmp_path / "b.wav", array, 16_000, subtype="FLOAT")
+    (tmp_path / "a").mkdir()
+    soundfile.write(tmp_path / "a/x.flac", 0.1 * rng.standard_normal(4_410), 44_100)
+    resampled, left, right = load_impulse_responses(tmp_path)
+    assert len(resampled) == 1_600
+    np.testing.assert_allclose(left, array[:, 0], atol=1e-7)
+    np.testing.assert_allclose(right, array[:, 1], atol=1e-7)
+
+
+def test_what_is_no_impulse_response_is_named(tmp_path):
+    with pytest.raises(InputError, match="none"):
+        load_impulse_responses(tmp_path / "none")
+    with pytest.raises(InputError, match="no audio files"):
+        load_impulse_responses(tmp_path)
+    soundfile.write(tmp_path / "quiet.wav", np.zeros(1_000), 16_000)
+    with pytest.raises(InputError, match=r"quiet\.wav is silent"):
+        load_impulse_responses(tmp_path)
