@@ -176,12 +176,11 @@ class _Planner:
             settings = {**settings, "init_checkpoint": start.checkpoint}
         arguments = (
             "training/train_hybrid_asr.py", "--config_path", str(output.parent / "config.json"), *data.flags,
-            "--output_dir", str(output), *flags(settings),
+            "--output_dir", str(output), "--resume_from_checkpoint", "auto", *flags(settings),
         )  # fmt: skip
         check_flags(parse_training, list(arguments[1:]))
         needs = (*data.steps, *(start.steps if start else ()))
-        resume = ("--resume_from_checkpoint", output / "last_checkpoint.pt")
-        step = self._add(Step(f"{title} {output.parent.name}", arguments, output, needs, resume, config))
+        step = self._add(Step(f"{title} {output.parent.name}", arguments, output, needs, config=config))
         return _Model(step.folder.name, output / BEST_MODEL, (step,))
 
     def _add(self, step: Step) -> Step:

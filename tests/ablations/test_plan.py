@@ -52,7 +52,7 @@ def test_commands_are_those_that_a_user_types(plan, tmp_path):
     assert corpus.command == f"python -m lact_asr.data.generated_speech --output_dir {data} --hours 0.1 --seed 3"
     assert training.command == (
         f"python training/train_hybrid_asr.py --config_path {training.folder}/config.json --data_dir {data} --output_dir {model} "
-        "--max_steps 10 --train_subset train-generated --enable_ttt --seed 0"
+        "--resume_from_checkpoint auto --max_steps 10 --train_subset train-generated --enable_ttt --seed 0"
     )
     system = f"4: --checkpoint {model}/best_model.pt --greedy --use_ttt --ttt_steps 4 --seed 0"
     assert second.command == (
