@@ -40,7 +40,9 @@ def fast_weight_apply(weights: tuple[Tensor, Tensor, Tensor], queries: Tensor) -
     count, num_tokens, d = queries.shape
     dh = w0.shape[-2]
     hidden = torch.empty(count, num_tokens, dh, dtype=queries.dtype, device=queries.device)
-    block_tokens, block_hidden = block_size(num_tokens, 128 if queries.element_size() == 2 else 64), block_size(dh, 64)
+    in_16_bits = queries.element_size() == 2
+    block_tokens = block_size(num_tokens, 128 if in_16_bits else 64)
+    block_hidden = block_size(dh, 64 if in_16_bits else 32)
     if hidden.numel() > 0:
         hidden_kernel[(triton.cdiv(num_tokens, block_tokens), triton.cdiv(dh, block_hidden), count)](
             w0, w2, queries, hidden, w0.shape[0], num_tokens, d, dh,

@@ -8,6 +8,7 @@ from torch import Tensor
 from lact_asr.kernels.batches import fits_on_chip, flatten_matrices, flatten_weights
 from lact_asr.kernels.fast_weight_apply import on_chip, reference, triton_kernels
 from lact_asr.kernels.fast_weight_gradients.operation import fast_weight_gradients
+from lact_asr.kernels.operators import operator
 from lact_asr.kernels.recomputation import gradients_by_recomputation
 
 
@@ -29,7 +30,7 @@ def fast_weight_apply(weights: tuple[Tensor, Tensor, Tensor], queries: Tensor) -
     return _fast_weight_apply(w0, w1, w2, flatten_matrices(queries, leading)).view(queries.shape)
 
 
-@torch.library.custom_op("lact_asr::fast_weight_apply", mutates_args=())
+@operator("fast_weight_apply")
 def _fast_weight_apply(w0: Tensor, w1: Tensor, w2: Tensor, queries: Tensor) -> Tensor:
     return triton_kernels.fast_weight_apply((w0, w1, w2), queries)
 
@@ -43,7 +44,7 @@ def _setup_context(ctx, inputs, output) -> None:
     ctx.save_for_backward(*inputs)
 
 
-@torch.library.custom_op("lact_asr::fast_weight_apply_of_queries", mutates_args=())
+@operator("fast_weight_apply_of_queries")
 def _of_queries(w0: Tensor, w1: Tensor, w2: Tensor, queries: Tensor, upstream: Tensor) -> Tensor:
     return on_chip.queries_derivative((w0, w1, w2), queries, upstream)
 

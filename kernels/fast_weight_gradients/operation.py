@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lact_asr.kernels.batches import fits_on_chip, flatten_matrices, flatten_weights, sum_over_repeats
 from lact_asr.kernels.fast_weight_gradients import on_chip_backward, reference, triton_kernels
+from lact_asr.kernels.operators import operator
 from lact_asr.kernels.recomputation import gradients_by_recomputation
 
 
@@ -43,7 +44,7 @@ def fast_weight_gradients(
     return tuple(gradient.view(*leading, *gradient.shape[-2:]) for gradient in found)
 
 
-@torch.library.custom_op("lact_asr::fast_weight_gradients", mutates_args=())
+@operator("fast_weight_gradients")
 def _fast_weight_gradients(
     w0: Tensor, w1: Tensor, w2: Tensor, keys: Tensor, values: Tensor, learning_rates: Tensor, lengths: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -60,7 +61,7 @@ def _setup_context(ctx, inputs, output) -> None:
     ctx.save_for_backward(*inputs)
 
 
-@torch.library.custom_op("lact_asr::fast_weight_gradients_of_weights", mutates_args=())
+@operator("fast_weight_gradients_of_weights")
 def _of_weights(
     w0: Tensor, w1: Tensor, w2: Tensor, keys: Tensor, values: Tensor, learning_rates: Tensor, lengths: Tensor,
     upstream0: Tensor, upstream1: Tensor, upstream2: Tensor,
@@ -74,7 +75,7 @@ def _(w0, w1, w2, keys, values, learning_rates, lengths, *upstream):
     return tuple(gradient.new_empty(gradient.shape) for gradient in upstream)
 
 
-@torch.library.custom_op("lact_asr::fast_weight_gradients_of_tokens", mutates_args=())
+@operator("fast_weight_gradients_of_tokens")
 def _of_tokens(
     w0: Tensor, w1: Tensor, w2: Tensor, keys: Tensor, values: Tensor, learning_rates: Tensor, lengths: Tensor,
     upstream0: Tensor, upstream1: Tensor, upstream2: Tensor,

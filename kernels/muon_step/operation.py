@@ -12,6 +12,7 @@ from lact_asr.kernels.newton_schulz import reference as newton_schulz_reference
 from lact_asr.kernels.newton_schulz.gram_form import Coefficients
 from lact_asr.kernels.newton_schulz.operation import flat, newton_schulz, steps
 from lact_asr.kernels.newton_schulz.reference import COEFFICIENTS
+from lact_asr.kernels.operators import operator
 from lact_asr.kernels.recomputation import gradients_by_recomputation
 
 
@@ -54,7 +55,7 @@ def muon_step(
     return tuple(new.view(g.shape) for new, g in zip(updated, gradients, strict=True)), momenta
 
 
-@torch.library.custom_op("lact_asr::muon_step", mutates_args=())
+@operator("muon_step")
 def _muon_step(
     weights: list[Tensor], gradients: list[Tensor], row_norms: list[Tensor], coefficients: list[float]
 ) -> list[Tensor]:

@@ -8,6 +8,7 @@ from torch import Tensor
 from lact_asr.kernels.newton_schulz import launches, reference
 from lact_asr.kernels.newton_schulz.gram_form import Coefficients, gram_newton_schulz_backward
 from lact_asr.kernels.newton_schulz.reference import COEFFICIENTS
+from lact_asr.kernels.operators import operator
 from lact_asr.kernels.recomputation import gradients_by_recomputation
 
 
@@ -36,7 +37,7 @@ def steps(values: list[float]) -> Coefficients:
     return tuple((values[i], values[i + 1], values[i + 2]) for i in range(0, len(values), 3))
 
 
-@torch.library.custom_op("lact_asr::newton_schulz", mutates_args=())
+@operator("newton_schulz")
 def _newton_schulz(matrices: Tensor, coefficients: list[float]) -> Tensor:
     return launches.newton_schulz(matrices, steps(coefficients))
 
@@ -47,7 +48,7 @@ def _(matrices: Tensor, coefficients: list[float]) -> Tensor:
 
 
 # An operator too, as tracing for `torch.compile` goes through the backward pass with tensors that hold nothing.
-@torch.library.custom_op("lact_asr::multiply_squares", mutates_args=())
+@operator("multiply_squares")
 def _multiply_squares(left: Tensor, right: Tensor) -> Tensor:
     return launches.multiply_squares(left, right)
 

@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from lact_asr.kernels.ahead_of_time import CompiledLaunch
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize("capability", ["80", "89", "90"])
@@ -24,3 +26,13 @@ def test_no_launch_spills_or_asks_for_too_much_shared_memory(capability, tmp_pat
     assert {"weight_update_kernel", "hidden_gradients_kernel", "hidden_kernel"} < kernels
     assert {"gradients_kernel", "backward_weights_kernel", "backward_tokens_kernel"} < kernels
     assert {"swiglu_kernel", "swiglu_queries_kernel"} < kernels
+
+
+@pytest.mark.parametrize(
+    ("stack_bytes", "shared_memory_bytes", "fits"), [(0, 99 * 1024, True), (8, 0, False), (0, 99 * 1024 + 1, False)]
+)
+def test_a_spill_or_too_much_shared_memory_does_not_fit(stack_bytes, shared_memory_bytes, fits):
+    launch = CompiledLaunch(
+        "kernel", 89, "", registers=255, stack_bytes=stack_bytes, shared_memory_bytes=shared_memory_bytes
+    )
+    assert launch.fits() == fits
