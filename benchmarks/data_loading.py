@@ -91,9 +91,10 @@ def main(argv: list[str] | None = None) -> int:
     corpora = load_training_corpora(arguments)
     corpus = join_training_corpora(corpora, arguments, processor, lambda samples: samples // 200)
     loader = make_training_loader(corpus, arguments, processor, Accelerator(cpu=True))
-    seconds, audio_seconds = measure_parts(loader, own.num_batches)
+    num_batches = min(own.num_batches, len(loader))
+    seconds, audio_seconds = measure_parts(loader, num_batches)
     rows = list(result_rows(seconds, audio_seconds))
-    print(f"{corpus.name}: {audio_seconds:,.0f} s of audio in {own.num_batches} batches")
+    print(f"{corpus.name}: {audio_seconds:,.0f} s of audio in {num_batches} batches")
     for row in rows:
         speed = f"{row['times_real_time']:10,.0f} x real time" if "times_real_time" in row else ""
         print(f"{row['part']:20} {row['cpu_seconds']:8.2f} s CPU {row['wall_seconds']:8.2f} s {speed}")
