@@ -34,7 +34,10 @@ _SPOKEN_PUNCTUATION = frozenset("%&@#\u2030")
 
 
 def _upper_without_accents(text: str) -> str:
-    decomposed = unicodedata.normalize("NFKD", text.translate(_APOSTROPHES))
+    text = text.translate(_APOSTROPHES)
+    if text.isascii():  # as nearly all transcripts are: letter by letter, a corpus of 960 h would take minutes to load
+        return text.upper()
+    decomposed = unicodedata.normalize("NFKD", text)
     return "".join(character for character in decomposed if not unicodedata.combining(character)).upper()
 
 
@@ -53,7 +56,7 @@ def unspellable_characters(text: str) -> str:
         sorted(
             {
                 character
-                for character in _upper_without_accents(text)
+                for character in set(_upper_without_accents(text))
                 if character not in ENGLISH_CHARACTERS
                 and (character in _SPOKEN_PUNCTUATION or unicodedata.category(character) in _SPOKEN_CATEGORIES)
             }

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from lact_asr.audio import MIN_SAMPLES
 from lact_asr.data.corpus_listings import DATASET_TYPES
+from lact_asr.data.download import CORPORA
 from lact_asr.errors import InputError
 from lact_asr.ttt_names import (
     FEATURE_OFFSET,
@@ -62,6 +63,12 @@ def _add_data(group: argparse._ArgumentGroup) -> None:
         choices=DATASET_TYPES,
         default="librispeech",
         help="how --data_dir is laid out (default: %(default)s)",
+    )
+    group.add_argument(
+        "--download",
+        choices=tuple(CORPORA),
+        default=None,
+        help="first download those of the named subsets that --data_dir lacks (python -m lact_asr.data.download does only that)",
     )
     group.add_argument(
         "--train_subset",

@@ -15,11 +15,29 @@ from lact_asr.checkpoint import load_checkpoint
 from lact_asr.data.augmentation import WaveformAugmentation
 from lact_asr.data.batching import SpeechDataLoader, make_dataloader
 from lact_asr.data.corpora import Corpus, drop_unfit, load_corpus
+from lact_asr.data.corpus_listings import subset_names
+from lact_asr.data.download import download
 from lact_asr.data.noise import NoiseMixer, coloured_noises, load_noise_folder
 from lact_asr.data.reverberation import load_impulse_responses
 from lact_asr.errors import InputError
 from lact_asr.processing_hybrid_asr import HybridASRProcessor
 from lact_asr.text import build_vocabulary
+
+
+def download_missing(arguments: argparse.Namespace, accelerator: Accelerator) -> None:
+    """What ``--download`` asks for: the named subsets that are not there, fetched by the main process.
+
+    Raises:
+        InputError: they are not of that corpus, or cannot be fetched.
+    """
+    if arguments.download is None:
+        return
+    if arguments.dataset_type != "librispeech":
+        raise InputError(f"--download fetches LibriSpeech, which is not of --dataset_type {arguments.dataset_type}.")
+    subsets = (arguments.train_subset, arguments.val_subset, arguments.test_subset)
+    names = dict.fromkeys(name for subset in subsets if subset for name in subset_names(subset, arguments.data_dir))
+    with accelerator.main_process_first():
+        download(arguments.download, arguments.data_dir, ",".join(names))
 
 
 def load_training_corpora(arguments: argparse.Namespace) -> list[Corpus]:

@@ -22,6 +22,7 @@ from lact_asr.modeling_hybrid_asr import HybridASRForCTC
 from lact_asr.training.checkpoint_rotation import delete_unfinished_files
 from lact_asr.training.data_setup import (
     choose_processor,
+    download_missing,
     join_training_corpora,
     load_training_corpora,
     make_evaluation_loader,
@@ -64,6 +65,7 @@ def make_trainer(arguments: argparse.Namespace, accelerator: Accelerator, resume
     Nothing is written before all of the input has been found usable.
     """
     config = make_config(arguments)
+    download_missing(arguments, accelerator)
     corpora = load_training_corpora(arguments)
     processor = choose_processor(arguments, corpora, config.do_normalize)
     model = make_model(config, processor, arguments)

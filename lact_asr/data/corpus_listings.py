@@ -70,15 +70,30 @@ def subset_names(subsets: str | Sequence[str], data_dir: Path) -> list[str]:
 def librispeech_folders(data_dir: Path, names: list[str]) -> list[Path]:
     if not data_dir.is_dir():
         raise InputError(f"{data_dir} is a file: for --dataset_type librispeech give the folder that holds the subsets")
-    roots = [data_dir, data_dir / "LibriSpeech"]
-    folders = [next((root / name for root in roots if (root / name).is_dir()), None) for name in names]
+    folders = [find_librispeech_folder(data_dir, name) for name in names]
     if None in folders:
         known = sorted(
-            {path.name for root in roots if root.is_dir() for path in root.iterdir() if path.is_dir()} - {"LibriSpeech"}
+            {
+                path.name
+                for root in _librispeech_roots(data_dir)
+                if root.is_dir()
+                for path in root.iterdir()
+                if path.is_dir()
+            }
+            - {"LibriSpeech"}
         )
         unknown = names[folders.index(None)]
         raise InputError(f"no subset {unknown!r} in {data_dir}: there {_listing(known)}")
     return folders
+
+
+def find_librispeech_folder(data_dir: Path, name: str) -> Path | None:
+    """A subset's folder in `data_dir` or its folder LibriSpeech, None if there is none."""
+    return next((root / name for root in _librispeech_roots(data_dir) if (root / name).is_dir()), None)
+
+
+def _librispeech_roots(data_dir: Path) -> tuple[Path, Path]:
+    return data_dir, data_dir / "LibriSpeech"
 
 
 def manifest_paths(data_dir: Path, names: list[str]) -> list[Path]:

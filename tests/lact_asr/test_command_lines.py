@@ -15,6 +15,7 @@ import pytest
         ("lact_asr.training.train_hybrid_asr", "--output"),
         ("lact_asr.data.check_corpus", "--subset"),
         ("lact_asr.data.make_shar", "--shard_size"),
+        ("lact_asr.data.download", "--base_url"),
     ],
 )
 def test_help_imports_nothing_heavy(module, flag):

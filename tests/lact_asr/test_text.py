@@ -1,7 +1,16 @@
 """The one text normalisation and the vocabulary."""
 
-import pytest
+import json
 
+import numpy as np
+import pytest
+import soundfile
+
+from lact_asr.data.batching import make_dataloader
+from lact_asr.data.corpora import load_corpus
+from lact_asr.inference.inference_setup import corpus_utterances
+from lact_asr.inference.ngram_training import read_transcripts
+from lact_asr.processing_hybrid_asr import HybridASRProcessor
 from lact_asr.text import build_vocabulary, normalise_text, unspellable_characters
 
 
@@ -68,3 +77,15 @@ def test_vocabulary_adds_further_characters_but_not_the_space():
     assert "Ä" in vocabulary
     assert " " not in vocabulary
     assert len(vocabulary) == 33
+
+
+def test_training_language_model_and_scoring_see_one_text(tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.random.default_rng(0).uniform(-0.1, 0.1, 16_000), 16_000)
+    row = {"audio_filepath": "a.wav", "text": "\u201cDon\u2019t,\u201d said  Mr. Café\u2014quietly"}
+    (tmp_path / "m.jsonl").write_text(json.dumps(row) + "\n")
+    corpus = load_corpus(tmp_path, "m", "manifest")
+    processor = HybridASRProcessor.from_vocabulary(build_vocabulary())
+    batch = next(iter(make_dataloader(corpus.cuts, processor, 1, shuffle=True)))
+    labels = processor.tokenizer.decode(batch["labels"][0], group_tokens=False)
+    texts = {*batch["texts"], labels, *read_transcripts(tmp_path / "m.jsonl"), corpus_utterances(corpus)[0].reference}
+    assert texts == {"DON'T SAID MR CAFE QUIETLY"}

@@ -98,6 +98,8 @@ CASES: dict[str, tuple[Callable[[Case], tuple], tuple[str, ...]]] = {
     "extra data of no weight": (lambda c: ("--extra_train_data", f"0*librispeech:{c.corpus}:train-generated"), ("0*librispeech", "weight above 0")),
     "extra data of unknown type": (lambda c: ("--extra_train_data", f"kaldi:{c.corpus}:train-generated"), ("kaldi",)),
     "extra data not there": (lambda c: ("--extra_train_data", f"librispeech:{c.tmp / 'none'}:a"), ("none",)),
+    "download of another corpus": (lambda c: ("--download", "mini_librispeech"), ("mini_librispeech", "train-generated", "train-clean-5")),
+    "download of manifests": (lambda c: ("--download", "librispeech", "--dataset_type", "manifest"), ("--download", "manifest")),
     "no noise folder": (lambda c: ("--noise_dir", c.tmp / "none"), ("none",)),
     "noise folder empty": (lambda c: ("--noise_dir", c.folder("noise")), ("noise",)),
     "silent noise": (lambda c: c.noise(np.zeros(8_000)), ("quiet.wav",)),
