@@ -1,7 +1,7 @@
 """Run an experiment grid: train what it needs, evaluate every cell, write tables and a plot.
 
   python -m ablations.run_ablation ablations/grids/ttt_objective.yaml --quick
-  python -m ablations.run_ablation ablations/grids/ttt_objective.yaml --processes 2 --docs docs/ttt_objective.md
+  python -m ablations.run_ablation ablations/grids/ttt_objective.yaml --processes 2 --docs docs/ablations/ttt_objective.md
 
 Every step is a command that users run themselves. They, their logs and results stay in OUTPUT_DIR: after Ctrl-C, a crash or
 a changed grid, the same call runs only what is missing. The table of a grid goes to OUTPUT_DIR/NAME/ (table.md, cells.csv,
