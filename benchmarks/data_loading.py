@@ -74,27 +74,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--output_dir", type=Path, default=Path("benchmarks/results/data_loading"))
     own, training_flags = parser.parse_known_args(argv)
     torch.set_num_threads(1)
-    arguments = parse_arguments(
-        [
-            "--config_path",
-            "-",
-            "--output_dir",
-            "-",
-            "--train_subset",
-            own.subset,
-            "--cache_gigabytes",
-            "0",
-            *training_flags,
-        ]
-    )
+    unused = "--config_path - --output_dir - --cache_gigabytes 0"
+    arguments = parse_arguments([*unused.split(), "--train_subset", own.subset, *training_flags])
     processor = HybridASRProcessor.from_vocabulary(build_vocabulary())
     corpora = load_training_corpora(arguments)
     corpus = join_training_corpora(corpora, arguments, processor, lambda samples: samples // 200)
     loader = make_training_loader(corpus, arguments, processor, Accelerator(cpu=True))
-    num_batches = min(own.num_batches, len(loader))
-    seconds, audio_seconds = measure_parts(loader, num_batches)
+    seconds, audio_seconds = measure_parts(loader, own.num_batches)
     rows = list(result_rows(seconds, audio_seconds))
-    print(f"{corpus.name}: {audio_seconds:,.0f} s of audio in {num_batches} batches")
+    print(f"{corpus.name}: {audio_seconds:,.0f} s of audio in {min(own.num_batches, len(loader))} batches")
     for row in rows:
         speed = f"{row['times_real_time']:10,.0f} x real time" if "times_real_time" in row else ""
         print(f"{row['part']:20} {row['cpu_seconds']:8.2f} s CPU {row['wall_seconds']:8.2f} s {speed}")
