@@ -180,7 +180,7 @@ class _Planner:
         )  # fmt: skip
         check_flags(parse_training, list(arguments[1:]))
         needs = (*data.steps, *(start.steps if start else ()))
-        resume = ("--resume_from_checkpoint", output / "last_checkpoint.pt")
+        resume = ("--resume_from_checkpoint=auto", output)
         step = self._add(Step(f"{title} {output.parent.name}", arguments, output, needs, resume, config))
         return _Model(step.folder.name, output / BEST_MODEL, (step,))
 

@@ -92,10 +92,10 @@ def _run(*arguments: object) -> None:
 def _train(arguments: argparse.Namespace, corpus: Path, model: Path) -> None:
     """Train, or go on with an interrupted training; then choose the language model's weight on the dev set."""
     if not (model / "test_results.json").exists():
-        resume = ["--resume_from_checkpoint"] if (model / "last_checkpoint.pt").exists() else []
         _run(
             "training/train_hybrid_asr.py", "--config_path", CONFIG, "--data_dir", corpus, "--output_dir", model,
-            "--max_steps", arguments.max_steps, "--seed", arguments.seed, *itertools.chain(*TRAINING_FLAGS.items()), *resume,
+            "--max_steps", arguments.max_steps, "--seed", arguments.seed, *itertools.chain(*TRAINING_FLAGS.items()),
+            "--resume_from_checkpoint", "auto",
         )  # fmt: skip
     if not (model / "lm_weights.json").exists():
         _run(

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import multiprocessing
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -44,9 +46,12 @@ class Run:
     err: str
     folder: Path
 
+    def log(self) -> list[dict]:
+        """Every event of the training log."""
+        return list(map(json.loads, (self.folder / "training_log.jsonl").read_text(encoding="utf-8").splitlines()))
+
     def events(self, kind: str) -> list[dict]:
-        lines = (self.folder / "training_log.jsonl").read_text(encoding="utf-8").splitlines()
-        return [event for event in map(json.loads, lines) if event["event"] == kind]
+        return [event for event in self.log() if event["event"] == kind]
 
     def best(self) -> LoadedCheckpoint:
         return load_checkpoint(self.folder / "best_model.pt")
@@ -108,14 +113,19 @@ def write_manifest(corpus_dir) -> Callable[..., list]:
     return write
 
 
-def run_training(*flags: object, output_dir: Path) -> Run:
-    """Call the command in this process; later flags override those that every test needs."""
+def command_line(*flags: object, output_dir: Path) -> list[str]:
+    """The command's arguments; later flags override those that every test needs."""
     common = ["--train_subset", "train-generated", "--val_subset", "dev-generated", "--device", "cpu", "--lm_order", 0]
     common += ["--batch_size", 2, "--warmup_steps", 2, "--logging_steps", 1]
+    return [str(flag) for flag in (*common, "--output_dir", output_dir, *flags)]
+
+
+def run_training(*flags: object, output_dir: Path) -> Run:
+    """Call the command in this process."""
     _forget_accelerator()
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
         try:
-            exit_code = main([str(flag) for flag in (*common, "--output_dir", output_dir, *flags)])
+            exit_code = main(command_line(*flags, output_dir=output_dir))
         finally:
             _forget_accelerator()
     return Run(exit_code, out.getvalue(), err.getvalue(), output_dir)
@@ -136,6 +146,22 @@ def train(corpus_dir, write_config, tmp_path) -> Callable[..., Run]:
         return run_training("--config_path", config, "--data_dir", corpus_dir, *flags, output_dir=tmp_path / name)
 
     return run
+
+
+@pytest.fixture
+def start_training(corpus_dir, write_config, tmp_path) -> Callable[..., BaseProcess]:
+    """As `train`, but in a process of its own, which goes on by itself and can be killed."""
+    # Forked from a process that has imported everything and has no threads.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["lact_asr.training.run_setup"])
+
+    def start(*flags: object, name: str = "run", **configuration) -> BaseProcess:
+        paths = ("--config_path", write_config(tmp_path, **configuration), "--data_dir", corpus_dir)
+        process = context.Process(target=main, args=(command_line(*paths, *flags, output_dir=tmp_path / name),))
+        process.start()
+        return process
+
+    return start
 
 
 @pytest.fixture(scope="session")
