@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import resource
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,20 @@ def test_a_failed_save_leaves_the_old_file(checkpoint):
     before = checkpoint.read_bytes()
     with pytest.raises((AttributeError, pickle.PicklingError, TypeError)):
         save_file_atomically({"function": lambda: None}, checkpoint)
+    assert checkpoint.read_bytes() == before
+    assert os.listdir(checkpoint.parent) == ["best_model.pt"]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
+def test_a_disk_that_is_full_half_way_leaves_the_old_file(model, checkpoint, share):
+    before = checkpoint.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(share * len(before)), limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            save_checkpoint(checkpoint, model, VOCABULARY, {"step": 13})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert checkpoint.read_bytes() == before
     assert os.listdir(checkpoint.parent) == ["best_model.pt"]
 

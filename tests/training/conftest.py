@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -47,9 +49,12 @@ class Run:
     err: str
     folder: Path
 
+    def log(self) -> list[dict]:
+        """Every event of the training log."""
+        return list(map(json.loads, (self.folder / "training_log.jsonl").read_text(encoding="utf-8").splitlines()))
+
     def events(self, kind: str) -> list[dict]:
-        lines = (self.folder / "training_log.jsonl").read_text(encoding="utf-8").splitlines()
-        return [event for event in map(json.loads, lines) if event["event"] == kind]
+        return [event for event in self.log() if event["event"] == kind]
 
     def best(self) -> LoadedCheckpoint:
         return load_checkpoint(self.folder / "best_model.pt")
@@ -144,6 +149,22 @@ def train(corpus_dir, write_config, tmp_path) -> Callable[..., Run]:
         return run_training("--config_path", config, "--data_dir", corpus_dir, *flags, output_dir=tmp_path / name)
 
     return run
+
+
+@pytest.fixture
+def start_training(corpus_dir, write_config, tmp_path) -> Callable[..., BaseProcess]:
+    """As `train`, but in a process of its own, which goes on by itself and can be killed."""
+    # Forked from a process that has imported everything and has no threads.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["lact_asr.training.run_setup"])
+
+    def start(*flags: object, name: str = "run", **configuration) -> BaseProcess:
+        paths = ("--config_path", write_config(tmp_path, **configuration), "--data_dir", corpus_dir)
+        process = context.Process(target=main, args=(training_command(*paths, *flags, output_dir=tmp_path / name),))
+        process.start()
+        return process
+
+    return start
 
 
 @pytest.fixture(scope="session")

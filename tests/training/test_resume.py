@@ -15,6 +15,8 @@ import pytest
 import soundfile
 import torch
 
+from benchmarks.kill_and_resume import values_by_name
+from lact_asr.training import trainer
 from lact_asr.training.checkpoint_rotation import saved_checkpoints
 from lact_asr.training.stop_request import StopRequest
 from lact_asr.training.trainer import Trainer
@@ -100,9 +102,33 @@ def test_stopped_and_resumed_is_bit_for_bit_never_stopped(
     assert resumed.exit_code == 0
     assert f"step {stopped_step} of" in resumed.out
     assert_same_state(resumed.state(), straight.state())
-    losses = [[(event["step"], event["ctc_loss"]) for event in run.events("train")] for run in (resumed, straight)]
-    # Losses of steps are means over their batches; of a step whose first batch was repeated, too.
-    assert losses[0] == losses[1]
+    assert values_by_name(resumed.folder) == values_by_name(straight.folder)
+
+
+@pytest.mark.parametrize(
+    ("flags", "step"),
+    [(("--eval_steps", 3), 3), ((), 5), (("--max_steps", 4), 4)],
+    ids=["between steps", "at the end of an epoch", "at the end"],
+)
+def test_a_validation_that_was_stopped_is_made_up_for(train, monkeypatch, flags, step):
+    flags = ("--max_steps", 6, *flags)
+    straight = train(*flags, name="straight", **EVERYTHING_RANDOM)
+    original = trainer.validate
+
+    def stopped_at_once(*arguments, **keywords):
+        signal.raise_signal(signal.SIGTERM)
+        return original(*arguments, **keywords)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "validate", stopped_at_once)
+        stopped = train(*flags, name="stopped", **EVERYTHING_RANDOM)
+    assert stopped.exit_code == 128 + signal.SIGTERM
+    assert (stopped.state()["progress"]["step"], stopped.events("validation")) == (step, [])
+    resumed = train(*flags, "--resume_from_checkpoint", name="stopped", **EVERYTHING_RANDOM)
+    assert_same_state(resumed.state(), straight.state())
+    rates = [[(event["step"], event["loss"]) for event in run.events("validation")] for run in (resumed, straight)]
+    assert rates[0] == rates[1]
+    assert resumed.best().notes == straight.best().notes
 
 
 def test_two_runs_with_one_seed_agree_and_another_seed_differs(train, noise_dir):

@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 import lact_asr.training.run_setup as run_setup
 from lact_asr.text import build_vocabulary
 from lact_asr.training.optimization import schedule_factor
-from lact_asr.training.trainer import TrainingLosses
+from lact_asr.training.trainer import Trainer, TrainingLosses
 
 STILL = {"hidden_dropout": 0.0, "attention_dropout": 0.0, "layerdrop": 0.0, "mask_time_prob": 0.0}
 
@@ -156,6 +156,34 @@ def test_training_goes_on_after_one_bad_gradient(train, monkeypatch):
     assert [event["skipped_steps"] for event in run.events("train")] == [0, 1, 1]
     assert all(value.isfinite().all() for value in run.state()["model"].values())
     assert next(iter(run.state()["optimizer"]["state"].values()))["step"] == 2
+
+
+def test_nothing_but_losses_that_are_not_finite_end_a_run_with_the_ids_of_their_utterances(train, monkeypatch):
+    """The first step is well, and the gradients of the others are: only their losses are not."""
+    forward, train_batch, seen = TrainingLosses.forward, Trainer._train_batch, []
+
+    def infinite_from_the_second_on(self, *batch):
+        losses = forward(self, *batch)
+        return losses._replace(total=losses.total + (math.inf if len(seen) > 1 else 0))
+
+    def noting_ids(self, batch):
+        seen.append(batch["ids"])
+        return train_batch(self, batch)
+
+    flags = ("--max_steps", 6, "--max_skipped_steps", 3, "--resume_from_checkpoint", "auto")
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingLosses, "forward", infinite_from_the_second_on)
+        patch.setattr(Trainer, "_train_batch", noting_ids)
+        run = train(*flags)
+    assert run.exit_code == 2
+    assert "not finite in 3 steps in a row, 2 to 4; the ids" in run.err.splitlines()[-1]
+    assert [(event["step"], event["ids"]) for event in run.events("skipped")] == list(
+        zip((2, 3, 4), seen[1:], strict=True)
+    )
+    assert next(iter(run.state()["optimizer"]["state"].values()))["step"] == 1
+    mended = train(*flags)
+    assert mended.exit_code == 0
+    assert [event["skipped_steps"] for event in mended.events("train")] == [0, 1, 2, 3, 3, 3]
 
 
 def test_gradients_are_clipped_to_the_norm_asked_for(train):

@@ -1,0 +1,83 @@
+"""A run that is killed at any moment (SIGKILL, which nothing can catch) and started again is, bit for bit, one that never was."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import time
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from benchmarks.kill_and_resume import values_by_name
+from lact_asr.training.checkpoint_rotation import checkpoint_path, saved_checkpoints
+
+SEED = 5
+PATIENCE_SECONDS = 300
+STEPS = 14
+# Lines of the log, validations and ends of epochs fall between checkpoints, and everything draws at random.
+FLAGS = (
+    "--max_steps", STEPS, "--save_steps", 2, "--logging_steps", 3, "--eval_steps", 4, "--gradient_accumulation_steps", 2,
+    "--optimizer", "muon", "--peak_lr", 5e-3, "--speed_factors", "0.9,1,1.1", "--num_workers", 2,
+    "--resume_from_checkpoint", "auto",
+)  # fmt: skip
+MODEL = {
+    "hidden_dropout": 0.2, "attention_dropout": 0.2, "layerdrop": 0.3, "mask_time_prob": 0.2, "mask_time_length": 4,
+    "mask_feature_prob": 0.2, "mask_feature_length": 4, "enable_ttt": True, "ttt_mask_length": 4,
+}  # fmt: skip
+
+
+def test_killed_at_three_random_moments_is_bit_for_bit_never_killed(train, start_training, corpus_dir, tmp_path):
+    flags = (*FLAGS, "--noise_dir", corpus_dir / "dev-generated")
+    straight = train(*flags, name="straight", **MODEL)
+    rng, folder = random.Random(SEED), tmp_path / "killed"
+    for step in sorted(rng.sample(range(0, STEPS - 4, 2), 3)):
+        process, delay = start_training(*flags, name="killed", **MODEL), rng.uniform(0, 0.1)
+        if step > 0:
+            wait_for(lambda step=step: saved_checkpoints(folder)[:1] >= [checkpoint_path(folder, step)], process)
+        time.sleep(delay)
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        print(f"seed {SEED}: killed {delay:.3f} s after the checkpoint of step {step}")
+    newest = saved_checkpoints(folder)[0]
+    resumed = train(*flags, name="killed", **MODEL)
+    assert f"Going on from {newest}, step" in resumed.out
+    assert different(resumed.folder, straight.folder) == []
+    assert scalars(resumed.folder) == scalars(straight.folder)
+
+
+def test_sigterm_saves_within_seconds_while_workers_read(start_training, tmp_path):
+    log = tmp_path / "run" / "training_log.jsonl"
+    process = start_training("--max_steps", 100_000, "--save_steps", 100_000, "--num_workers", 2)
+    wait_for(lambda: log.exists() and log.stat().st_size > 0, process)
+    process.terminate()
+    process.join(PATIENCE_SECONDS)
+    assert process.exitcode == 0  # the command returned
+    (checkpoint,) = saved_checkpoints(tmp_path / "run")
+    assert checkpoint == checkpoint_path(tmp_path / "run", json.loads(log.read_text().splitlines()[-1])["step"])
+
+
+def wait_for(happened: Callable[[], bool], process: BaseProcess) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not happened():
+        assert process.is_alive(), f"training ended with exit code {process.exitcode}"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def different(folder: Path, other: Path) -> list[str]:
+    """Names of the values of log, checkpoint and best model that are not the same."""
+    one, two = values_by_name(folder), values_by_name(other)
+    return [name for name in one | two if one.get(name) != two.get(name)]
+
+
+def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """What TensorBoard shows: name -> (step, value), but speeds."""
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    names = set(events.Tags()["scalars"]) - {"train/audio_seconds_per_second"}
+    return {name: [(event.step, event.value) for event in events.Scalars(name)] for name in names}
