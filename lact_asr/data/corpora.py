@@ -344,9 +344,10 @@ def _make_cut(entry: Entry, header: AudioHeader | str) -> MonoCut | Problem:
             f"{entry.audio_path} is too short: {duration:.4f} s, one frame needs 0.025 s",
             "shorter than one frame",
         )
-    in_shard = isinstance(entry.audio_path, TarMember)
-    location = entry.audio_path if in_shard else str(entry.audio_path)
-    source = AudioSource("shar" if in_shard else "file", list(range(header.num_channels)), location)
+    channels, path = list(range(header.num_channels)), entry.audio_path
+    source = (
+        AudioSource("shar", channels, path) if isinstance(path, TarMember) else AudioSource("file", channels, str(path))
+    )
     recording = Recording(name, [source], header.sample_rate_hz, header.num_frames, header.duration_seconds)
     supervision = SupervisionSegment(
         name,

@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
 
     for name in subset_names(arguments.subset, arguments.data_dir):
         corpus = load_corpus(arguments.data_dir, [name], arguments.dataset_type)
-        target = arguments.output_dir / Path(name).stem
+        target = arguments.output_dir / Path(name).name.removesuffix(".jsonl")
         left_out = write_shar(
             corpus, target, arguments.audio_format, arguments.shard_size, arguments.num_workers, arguments.keep_order
         )

@@ -7,6 +7,10 @@ import pytest
 import soundfile
 
 from lact_asr.data.check_corpus import main
+from lact_asr.data.corpora import list_corpus
+from lact_asr.data.corpus_checks import check_subsets
+from lact_asr.processing_hybrid_asr import HybridASRProcessor
+from lact_asr.text import build_vocabulary
 
 
 @pytest.fixture
@@ -123,6 +127,17 @@ def test_a_lower_frame_rate_holds_fewer_characters(corpus, check, tmp_path):
     exit_code, report = check("--config_path", tmp_path / "model.json")
     assert exit_code == 1
     assert found(report, "error") == {"transcript longer than its frames": ["1-1-0000"]}
+
+
+def test_characters_that_a_model_cannot_spell_are_errors(corpus, tmp_path):
+    corpus("ZOO", "GO")
+    vocabulary = {token: index for index, token in enumerate(token for token in build_vocabulary() if token != "Z")}
+    tokenizer = HybridASRProcessor.from_vocabulary(vocabulary).tokenizer
+    listings = list_corpus(tmp_path / "corpus", "train", "librispeech")
+    (checked,) = check_subsets(listings, tokenizer, samples_per_frame=200, num_workers=1)
+    assert [(problem.name, problem.kind) for problem in checked.problems] == [
+        ("1-1-0000", "characters outside of the vocabulary")
+    ]
 
 
 def test_a_subset_without_one_usable_utterance_is_reported_too(corpus, check):
