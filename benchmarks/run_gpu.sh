@@ -26,8 +26,9 @@ peers=()
 for peer in ${PEERS:-}; do peers+=(--peer "$peer"); done
 export PYTHONPATH=$PWD PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 export TORCHINDUCTOR_CACHE_DIR=${TMPDIR:-/tmp}/lact_inductor TRITON_CACHE_DIR=${TMPDIR:-/tmp}/lact_triton
-step tests 130 "$python" -m pytest -q -p no:cacheprovider tests/kernels tests/lact_asr/test_fast_weight_ops.py tests/lact_asr/test_lact_layer.py --deselect tests/kernels/test_ahead_of_time.py
-step kernels 200 "$python" -m benchmarks.kernels --output_dir "$out" --compile_seconds 110 "${peers[@]}"
-step model 90 "$python" -m benchmarks.model --output_dir "$out"
-step tiles 110 "$python" -m benchmarks.tiles --output_dir "$out"
+step tests 120 "$python" -m pytest -q -p no:cacheprovider tests/kernels tests/lact_asr/test_fast_weight_ops.py tests/lact_asr/test_lact_layer.py --deselect tests/kernels/test_ahead_of_time.py
+step kernels 170 "$python" -m benchmarks.kernels --output_dir "$out" --compile_seconds 85 "${peers[@]}"
+step model 75 "$python" -m benchmarks.model --output_dir "$out"
+step training 80 "$python" -m benchmarks.training --output_dir "$out"
+step tiles 90 "$python" -m benchmarks.tiles --output_dir "$out"
 echo "all done after $((SECONDS - start)) s; results in $out"
