@@ -25,8 +25,13 @@ class Timing:
     peak_bytes: int | None
 
 
-def measure(call: Callable[[], object], device: torch.device, budget_seconds: float = 0.25) -> Timing:
-    """Time ``call`` after a warm-up, for about ``budget_seconds``; on a GPU with CUDA events and a cold L2 cache."""
+def measure(
+    call: Callable[[], object],
+    device: torch.device,
+    budget_seconds: float = 0.25,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Timing:
+    """Time ``call`` after a warm-up, for about ``budget_seconds``; on a GPU with CUDA events and a cold L2 cache, on a CPU by ``clock``."""
     call()
     peak = None
     if device.type == "cuda":
@@ -44,18 +49,20 @@ def measure(call: Callable[[], object], device: torch.device, budget_seconds: fl
     seconds = []
     until = time.perf_counter() + budget_seconds
     while len(seconds) < 3 or time.perf_counter() < until:
-        start = time.perf_counter()
+        start = clock()
         call()
-        seconds.append(time.perf_counter() - start)
+        seconds.append(clock() - start)
     p20, *_, p80 = statistics.quantiles(seconds, n=5)
     return Timing(statistics.median(seconds), p20, p80, peak)
 
 
-def matmul_flops_per_second(device: torch.device, dtype: torch.dtype) -> float:
+def matmul_flops_per_second(
+    device: torch.device, dtype: torch.dtype, clock: Callable[[], float] = time.perf_counter
+) -> float:
     """What a large square product through PyTorch reaches on random data: the ceiling that kernels are compared with."""
     size = 8192 if device.type == "cuda" else 1024
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    return 2.0 * size**3 / measure(lambda: left @ right, device).median_seconds
+    return 2.0 * size**3 / measure(lambda: left @ right, device, clock=clock).median_seconds
 
 
 def copy_bytes_per_second(device: torch.device) -> float:

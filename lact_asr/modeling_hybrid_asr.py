@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel, initialization
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 
 from lact_asr.attention import allowed_pairs
@@ -45,7 +46,7 @@ class HybridASROutput(ModelOutput):
     ttt_loss: Tensor | None = None
 
 
-class LaCTBlock(nn.Module):
+class LaCTBlock(GradientCheckpointingLayer):
     """x + Layer(LN(x)), then x + FFN(LN(x))."""
 
     def __init__(self, config: HybridASRConfig) -> None:
@@ -77,6 +78,7 @@ class HybridASRPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     main_input_name = "input_values"
     input_modalities = "audio"
+    supports_gradient_checkpointing = True
     _no_split_modules = ["LaCTBlock"]  # noqa: RUF012 - the base class declares it so
 
     def _init_weights(self, module: nn.Module) -> None:

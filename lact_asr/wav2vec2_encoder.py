@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lact_asr.configuration_hybrid_asr import SAMPLE_RATE_HZ, SAMPLES_PER_HEAD_FRAME
 from lact_asr.errors import InputError
@@ -57,7 +58,7 @@ def channel_norm_over_time(hidden: torch.Tensor, norm: nn.GroupNorm, lengths: to
     return torch.addcmul(bias, centred, scale).to(hidden.dtype)
 
 
-class FrontEndLayer(nn.Module):
+class FrontEndLayer(GradientCheckpointingLayer):
     """Convolution, normalisation if any, activation, on [B, T, C]; parameters named as in Transformers.
 
     The convolution is written as one matrix product over the concatenated taps. Frames then stay in rows, as layer norm

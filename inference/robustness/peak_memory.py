@@ -8,7 +8,6 @@ import sys
 import threading
 from types import TracebackType
 
-import psutil
 import torch
 
 _SECONDS_BETWEEN_SAMPLES = 0.01
@@ -16,7 +15,13 @@ _SECONDS_BETWEEN_SAMPLES = 0.01
 
 def memory_in_use(device: torch.device) -> int:
     """Bytes that PyTorch has allocated on a GPU, or that are resident of this process."""
-    return torch.cuda.memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else _resident_bytes()
+
+
+def _resident_bytes() -> int:
+    import psutil  # late: GPU machines may lack it, and need it not
+
+    return psutil.Process().memory_info().rss
 
 
 def release_freed_memory() -> None:
@@ -57,6 +62,5 @@ class PeakMemory:
             self._sampler.join()
 
     def _sample(self) -> None:
-        process = psutil.Process()
         while not self._stop.wait(_SECONDS_BETWEEN_SAMPLES):
-            self.peak = max(self.peak, process.memory_info().rss)
+            self.peak = max(self.peak, _resident_bytes())

@@ -55,9 +55,9 @@ def _(w0: Tensor, w1: Tensor, w2: Tensor, queries: Tensor, upstream: Tensor) -> 
 
 
 def _backward(ctx, output_gradient: Tensor) -> tuple[Tensor | None, ...]:
-    *weights, queries = ctx.saved_tensors
+    *weights, queries = inputs = ctx.saved_tensors  # once: gradient checkpointing hands them out a single time
     if torch.is_grad_enabled() or not fits_on_chip(queries):
-        return _backward_by_reference(ctx.saved_tensors, output_gradient)
+        return _backward_by_reference(inputs, output_gradient)
     upstream = output_gradient.contiguous()
     of_weights, of_queries = (None, None, None), None
     if any(ctx.needs_input_grad[:3]):

@@ -85,10 +85,8 @@ def _backward(ctx, output_gradients: list[Tensor]) -> tuple[list, list, list, No
         updated = weight.repeat(repeats, 1, 1) + orthogonalise(gradient, coefficients).to(weight.dtype)
         return rescale_rows(updated, norms.repeat(gradient.shape[0] // norms.shape[0], 1)[..., None])
 
-    found = [
-        gradients_by_recomputation(step, ctx.saved_tensors[i :: ctx.count], [output_gradients[i]])
-        for i in range(ctx.count)
-    ]
+    inputs = ctx.saved_tensors  # once: gradient checkpointing hands them out a single time
+    found = [gradients_by_recomputation(step, inputs[i :: ctx.count], [output_gradients[i]]) for i in range(ctx.count)]
     of_weights, of_gradients, of_norms = (list(column) for column in zip(*found, strict=True))
     return of_weights, of_gradients, of_norms, None
 

@@ -31,9 +31,10 @@ def newton_schulz(matrices: Tensor, coefficients: tuple[tuple[float, float, floa
         [..., m, n] in the input's dtype. Zero matrices stay zero.
     """
     transposed = matrices.shape[-2] > matrices.shape[-1]
-    iterate = matrices.mT if transposed else matrices
+    iterate = (matrices.mT if transposed else matrices).reshape(-1, *sorted(matrices.shape[-2:]))
     iterate = iterate / (torch.linalg.matrix_norm(iterate, keepdim=True) + NORM_EPSILON)
     for a, b, c in coefficients:
         gram = iterate @ iterate.mT
-        iterate = a * iterate + (b * gram + c * (gram @ gram)) @ iterate
-    return iterate.mT if transposed else iterate
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # b A + c A²
+        iterate = torch.baddbmm(iterate, polynomial, iterate, beta=a)  # a X + (b A + c A²) X
+    return (iterate.mT if transposed else iterate).reshape(matrices.shape)

@@ -83,7 +83,7 @@ AUDIO_LIBRARIES = (
     ("modules", "hidden"),
     [
         ("benchmarks.kernels, benchmarks.tiles", (*AUDIO_LIBRARIES, "transformers", "einops", "matplotlib")),
-        ("benchmarks.model, lact_asr.inference.ttt_procedure", AUDIO_LIBRARIES),
+        ("benchmarks.model, benchmarks.training, lact_asr.inference.ttt_procedure", (*AUDIO_LIBRARIES, "accelerate")),
     ],
 )
 def test_few_libraries_are_needed(modules, hidden):

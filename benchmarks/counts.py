@@ -1,0 +1,91 @@
+"""What training a model takes whatever runs it: operations, and bytes kept for the backward pass.
+
+Counted by PyTorch on tensors without values, without time or memory at any size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from unittest import mock
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from benchmarks.model import backend
+from lact_asr import modeling_hybrid_asr
+from lact_asr.sample_rate import SAMPLE_RATE_HZ
+
+COUNTED_SECONDS = (1, 2, 4)
+
+
+class ModelCounts:
+    """A model that is never filled with values, and what one utterance of it takes in training, in float32 and plain PyTorch.
+
+    Args:
+        build: makes the model.
+    """
+
+    def __init__(self, build: Callable[[], nn.Module]) -> None:
+        self._without_values = FakeTensorMode()
+        with self._without_values:
+            self.model = build().eval()
+            for (
+                layer
+            ) in self.model.modules():  # dropout and gradient checkpointing as in training; no LayerDrop, no masks
+                if isinstance(layer, GradientCheckpointingLayer):
+                    layer.train()
+
+    def flops(self, num_samples: int) -> int:
+        """Matrix products (a multiplication and an addition are two operations) of a forward and a backward pass.
+
+        Fast weights by the plain formulas, attention over all pairs of frames, every layer; what gradient checkpointing does twice
+        counts twice.
+        """
+        # Fused attention is not known to the counter on every device; written out it is products.
+        with self._counting(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            self._output(num_samples).backward()
+            self.model.zero_grad()
+        return counter.get_total_flops()
+
+    def saved_bytes(self, num_samples: int) -> int:
+        """Bytes of activations that wait for the backward pass."""
+        parameters = {parameter.untyped_storage()._cdata for parameter in self.model.parameters()}
+        storages = {}
+
+        def note(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage._cdata not in parameters:
+                storages[storage._cdata] = storage
+            return tensor
+
+        with self._counting(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            self._output(num_samples)
+        return sum(storage.nbytes() for storage in storages.values())
+
+    @contextmanager
+    def _counting(self) -> Iterator[None]:
+        # The model looks whether any frame is padding, which needs values: none is.
+        all_pairs = mock.patch.object(modeling_hybrid_asr, "allowed_pairs", return_value=None)
+        with self._without_values, all_pairs, backend("torch"):
+            yield
+
+    def _output(self, num_samples: int) -> Tensor:
+        """Something to differentiate."""
+        return self.model(torch.empty(1, num_samples)).logits.sum()
+
+
+def of_seconds(count: Callable[[int], int]) -> Callable[[float], float]:
+    """`ModelCounts.flops` or `ModelCounts.saved_bytes` as a function of an utterance's seconds.
+
+    Newton-Schulz costs the same for every utterance, attention grows with the square of its length and all else in proportion, so
+    three counted lengths give every other one, but for the last part of a frame.
+    """
+    counts = [count(seconds * SAMPLE_RATE_HZ) for seconds in COUNTED_SECONDS]
+    quadratic = np.polyfit(COUNTED_SECONDS, counts, deg=2)
+    return lambda seconds: float(np.polyval(quadratic, seconds))

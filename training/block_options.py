@@ -1,0 +1,27 @@
+"""What can be done to a model's layers before training: less memory for more time, or compilation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import nn
+from transformers import PreTrainedModel
+
+
+def checkpoint_activations(model: PreTrainedModel) -> None:
+    """Keep only the inputs of blocks and front-end layers for the backward pass, and compute the rest again (Chen et al., arXiv 1604.06174)."""
+    # Transformers 5.20 gave it another name, and warns of the old one.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable(
+        {"use_reentrant": False}
+    )  # the reentrant form loses gradients where no input requires one: the first layer's
+
+
+def compile_in_place(modules: Iterable[nn.Module]) -> None:
+    """Let `torch.compile` have each module by itself, for inputs of any length; names of parameters stay.
+
+    Modules of one kind share their code: the first block's compilation serves all. Around blocks are choices that depend on
+    values (LayerDrop, padding) and would break a larger graph.
+    """
+    for module in modules:
+        module.compile(dynamic=True)
