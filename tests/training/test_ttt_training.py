@@ -184,7 +184,7 @@ def test_rates_alone_may_learn(train, finished_run):
     assert all(torch.equal(after[name], before[name]) for name in before if name in after)
     rates = after["ttt_rates.log_rates"].exp()
     assert (rates / 2e-3 - 1).abs().min() > 1e-3
-    refused = train("--ttt_rates_only", *meta)
+    refused = train("--ttt_rates_only", *meta, name="refused")
     assert "--ttt_rates_only needs --ttt_training meta and the --init_checkpoint" in refused.err
 
 
