@@ -34,8 +34,8 @@ def main(argv: list[str] | None = None) -> int:
         if error.errno not in FULL_DISK:
             raise
         raise InputError(
-            f"{arguments.output_dir} cannot be written to ({error.strerror}); the checkpoints that are there are whole: make "
-            "room, and go on with --resume_from_checkpoint."
+            f"{arguments.output_dir} cannot be written to ({error.strerror}); what it holds is whole: make room, and go on "
+            "with --resume_from_checkpoint auto."
         ) from None
     return exit_code
 
