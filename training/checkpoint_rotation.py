@@ -41,36 +41,33 @@ def checkpoints_to_resume_from(wanted: str | None, output_dir: Path) -> list[Pat
     """What ``--resume_from_checkpoint`` stands for.
 
     Args:
-        wanted: None (start from scratch), ``last`` (the newest of the output folder), ``auto`` (likewise, but start from scratch
-            if there is none), a file, or another run's folder.
+        wanted: None (start from scratch), ``last`` (the newest of the output folder), ``auto`` (likewise, but start from
+            scratch if there is none), a file, or a run's folder.
         output_dir: of the run.
 
     Returns:
         The newest first, the others in case it cannot be read; none to start from scratch.
 
     Raises:
-        InputError: there is none, or the output folder holds checkpoints that the run would overwrite without having
-            gone on from them.
+        InputError: there is none, or the run would not go on from the newest one of its own folder, and so lose it.
     """
     own = saved_checkpoints(output_dir)
-    if wanted == "auto" or (wanted == "last" and own):
+    if wanted == "auto":
         return own
-    if wanted is None:
-        paths = []
-    elif wanted == "last" or Path(wanted).is_dir():
-        folder = output_dir if wanted == "last" else Path(wanted)
-        paths = saved_checkpoints(folder)
-        if not paths:
-            raise InputError(f"There is no training state to resume from in {folder} (checkpoint_*.pt).")
-    else:
-        paths = [Path(wanted)]
-        if not paths[0].is_file():
-            raise InputError(f"There is no training state to resume from at {wanted}.")
-    if own and not (paths and paths[0].resolve() == own[0].resolve()):
+    paths = [] if wanted is None else _checkpoints_at(output_dir if wanted == "last" else Path(wanted))
+    if own and [path.resolve() for path in paths[:1]] != [own[0].resolve()]:
         raise InputError(
             f"{output_dir} holds a run already, up to {own[0].name}: go on with it by --resume_from_checkpoint, or give "
             "another --output_dir."
         )
+    return paths
+
+
+def _checkpoints_at(path: Path) -> list[Path]:
+    """Those of a folder, or the file itself."""
+    paths = saved_checkpoints(path) if path.is_dir() else [path]
+    if not paths or not paths[0].is_file():
+        raise InputError(f"There is no training state to resume from at {path}.")
     return paths
 
 

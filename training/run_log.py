@@ -37,8 +37,9 @@ class RunLog:
     """
 
     def __init__(self, output_dir: Path, resumed: Progress | None = None) -> None:
-        self._file = open(output_dir / LOG_NAME, "ab", buffering=0)  # noqa: SIM115 - closed by close()
-        self._file.truncate(0 if resumed is None else _bytes_until(resumed, Path(self._file.name)))
+        path = output_dir / LOG_NAME
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - closed by close()
+        self._file.truncate(0 if resumed is None else _bytes_until(resumed, path))
         self._unwritten = b""
         purge_step = 0 if resumed is None else resumed.step + 1  # earlier events from there on are hidden
         self._tensorboard: SummaryWriter | None = SummaryWriter(str(output_dir / "tensorboard"), purge_step=purge_step)

@@ -59,6 +59,7 @@ def validate(
     title = "validating with TTT" if use_ttt else "validating"
     for batch in tqdm(batches, title, leave=False, disable=not show_progress):
         if stop:
+            model.train(was_training)
             raise Stopped
         inputs, mask = batch["input_values"].to(device), batch["attention_mask"].to(device)
         if trainer is None:
