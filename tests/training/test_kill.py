@@ -44,6 +44,7 @@ def test_killed_at_three_random_moments_is_bit_for_bit_never_killed(train, start
         assert process.exitcode == -signal.SIGKILL
         print(f"seed {SEED}: killed {delay:.3f} s after the checkpoint of step {step}")
     newest = saved_checkpoints(folder)[0]
+    time.sleep(1)  # TensorBoard puts files of one second in the order of their processes' numbers
     resumed = train(*flags, name="killed", **MODEL)
     assert f"Going on from {newest}, step" in resumed.out
     assert different(resumed.folder, straight.folder) == []

@@ -162,8 +162,8 @@ def test_nothing_but_losses_that_are_not_finite_end_a_run_with_the_ids_of_their_
     """The first step is well, and the gradients of the others are: only their losses are not."""
     forward, train_batch, seen = TrainingLosses.forward, Trainer._train_batch, []
 
-    def infinite_from_the_second_on(self, *batch):
-        losses = forward(self, *batch)
+    def infinite_from_the_second_on(self, **batch):
+        losses = forward(self, **batch)
         return losses._replace(total=losses.total + (math.inf if len(seen) > 1 else 0))
 
     def noting_ids(self, batch):
