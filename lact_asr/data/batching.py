@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import logging
 import mmap
+import os
 import random
+import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -233,7 +236,7 @@ class SpeechDataLoader:
             sampler=self._position,
             num_workers=num_workers,
             collate_fn=_unchanged,
-            worker_init_fn=_seed_worker,
+            worker_init_fn=_start_worker,
             generator=torch.Generator().manual_seed(plan.seed),
             persistent_workers=num_workers > 0,
             pin_memory=torch.cuda.is_available(),
@@ -296,8 +299,26 @@ def _unchanged(item: Any) -> Any:
     return item
 
 
-def _seed_worker(worker_id: int) -> None:
+def _start_worker(worker_id: int) -> None:
     """Seed Python's and numpy's global generators in a worker from torch's seed, which follows from the loader's."""
     seed = torch.initial_seed() % 2**32
     random.seed(seed)
     np.random.seed(seed)
+    if hasattr(signal, "sigwaitinfo"):  # macOS has none
+        _leave_stopping_to_the_main_process()
+
+
+def _leave_stopping_to_the_main_process() -> None:
+    """Of SIGTERM and SIGINT obey only those of the main process.
+
+    Batch systems and terminals send them to workers, too, and a worker that dies ends the main process before it can save.
+    """
+    stop_signals = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, stop_signals)
+
+    def wait_for_the_main_process() -> None:
+        while signal.sigwaitinfo(stop_signals).si_pid != os.getppid():
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait_for_the_main_process, daemon=True).start()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
 import time
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from benchmarks.kill_and_resume import values_by_name
@@ -51,13 +53,20 @@ def test_killed_at_three_random_moments_is_bit_for_bit_never_killed(train, start
     assert scalars(resumed.folder) == scalars(straight.folder)
 
 
-def test_sigterm_saves_within_seconds_while_workers_read(start_training, tmp_path):
+@pytest.mark.parametrize("receivers", ["the process", "the process and its workers"])
+def test_sigterm_saves_within_seconds_while_workers_read(start_training, tmp_path, receivers):
+    """Batch systems and terminals signal workers, too."""
     log = tmp_path / "run" / "training_log.jsonl"
     process = start_training("--max_steps", 100_000, "--save_steps", 100_000, "--num_workers", 2)
     wait_for(lambda: log.exists() and log.stat().st_size > 0, process)
+    if receivers == "the process and its workers":
+        workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        assert len(workers) == 2
+        for worker in workers:
+            os.kill(int(worker), signal.SIGTERM)
     process.terminate()
-    process.join(PATIENCE_SECONDS)
-    assert process.exitcode == 0  # the command returned
+    process.join(60)
+    assert process.exitcode == 0  # the command has returned
     (checkpoint,) = saved_checkpoints(tmp_path / "run")
     assert checkpoint == checkpoint_path(tmp_path / "run", json.loads(log.read_text().splitlines()[-1])["step"])
 

@@ -204,10 +204,10 @@ def test_sigterm_to_the_script_saves_exits_with_143_and_leaves_nothing_temporary
 
 
 def _wait_for_steps(log: Path, steps: int, process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not (log.exists() and log.read_text().count('"train"') >= steps):
         assert process.poll() is None, "training ended by itself"
-        assert time.monotonic() < deadline, "no training step within two minutes"
+        assert time.monotonic() < deadline, "no training step within five minutes"
         time.sleep(0.05)
 
 
