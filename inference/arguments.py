@@ -199,6 +199,11 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
         metavar="FILE",
         help="results as JSON lines, one an utterance (default for a subset: results_SUBSET….jsonl beside the checkpoint)",
     )
+    group.add_argument(
+        "--word_times",
+        action="store_true",
+        help="write each hypothesis' words with start and end in seconds and the decoder's confidence, too",
+    )
     group.add_argument("--resume", action="store_true", help="keep what an interrupted run wrote to --output and go on")
     group.add_argument(
         "--batch_size",

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from lact_asr.audio import SAMPLE_RATE_HZ
 from lact_asr.errors import InputError
+from lact_asr.inference.word_times import Word
 from lact_asr.metrics import ErrorCounts, count_character_errors, count_word_errors
 
 _SETTINGS_KEY = "settings"
@@ -34,6 +35,7 @@ class UtteranceResult:
         compute_seconds: time from samples to hypothesis, both passes and TTT included.
         message: why the utterance failed; None if it did not.
         ttt_refusal: why the hypothesis is not an adapted one; None where it is, or without test-time training.
+        words: those of the hypothesis, with their times; None in results files that were written without them.
     """
 
     id: str
@@ -48,6 +50,7 @@ class UtteranceResult:
     compute_seconds: float = 0.0
     message: str | None = None
     ttt_refusal: str | None = None
+    words: tuple[Word, ...] | None = None
 
     @property
     def failed(self) -> bool:
@@ -65,6 +68,7 @@ class UtteranceResult:
         audio_seconds: float,
         compute_seconds: float,
         ttt_refusal: str | None = None,
+        words: tuple[Word, ...] | None = None,
     ) -> UtteranceResult:
         """Compare hypotheses with the reference, if there is one."""
 
@@ -83,13 +87,15 @@ class UtteranceResult:
             audio_seconds,
             compute_seconds,
             ttt_refusal=ttt_refusal,
+            words=words,
         )
 
     @classmethod
     def from_dict(cls, values: Mapping) -> UtteranceResult:
         """Undo `dataclasses.asdict`; raises TypeError for other keys."""
         counts = {name: ErrorCounts(**values[name]) for name in _ERROR_FIELDS if values.get(name) is not None}
-        return cls(**{**values, **counts})
+        words = values.get("words")
+        return cls(**{**values, **counts, "words": None if words is None else tuple(Word(**word) for word in words)})
 
 
 # ---------------------------------------------------------------- the results file
@@ -136,21 +142,26 @@ def read_results(path: str | Path) -> list[UtteranceResult]:
 class ResultsWriter:
     """Appends results to a JSON-lines file as they come, so that a killed run loses nothing but its last batch.
 
-    Use as a context manager; `done` holds the results of an earlier run to be resumed (failures are not among them: they are tried again).
+    Use as a context manager; `done` holds the results of an earlier run to be resumed. Failures are not among them, nor, where word times are
+    wanted, results without: they are tried again.
     The first line holds the run's settings, so that a run is not resumed with others. A file that got no result is removed again.
     """
 
-    def __init__(self, path: str | Path, settings: Mapping | None = None, *, resume: bool = False):
+    def __init__(
+        self, path: str | Path, settings: Mapping | None = None, *, resume: bool = False, word_times: bool = False
+    ):
         """Name the file; nothing is written before the context is entered.
 
         Args:
             path: file to write; its folder is created.
             settings: what decides the results (checkpoint, beam size, …), as JSON values.
             resume: keep what an earlier run wrote, after its torn last line, if any, is cut off; else the file is replaced.
+            word_times: write each result's words with their times, too.
         """
         self.path = Path(path)
         self.settings = json.loads(json.dumps(dict(settings or {})))  # as it will read back
         self.resume = resume
+        self.word_times = word_times
         self.done: dict[str, UtteranceResult] = {}
         self._file = None
         self._holds_results = False
@@ -180,8 +191,11 @@ class ResultsWriter:
                     "resume with the same settings or choose another file"
                 )
         self._holds_results = bool(results)
-        self.done = {result.id: result for result in results if not result.failed}
+        self.done = {result.id: result for result in results if not (result.failed or self._lacks_words(result))}
         return complete_bytes
+
+    def _lacks_words(self, result: UtteranceResult) -> bool:
+        return self.word_times and result.words is None
 
     def __exit__(self, *exception) -> None:
         self._file.close()
@@ -190,7 +204,10 @@ class ResultsWriter:
 
     def write(self, result: UtteranceResult) -> None:
         """Append a result and hand it to the operating system."""
-        self._append(asdict(result))
+        values = asdict(result)
+        if not self.word_times:
+            del values["words"]
+        self._append(values)
         self._holds_results = True
 
     def _append(self, values: Mapping) -> None:
@@ -216,11 +233,15 @@ class Utterance:
 
 @dataclass(frozen=True)
 class Hypotheses:
-    """What a recogniser answers: the text, with test-time training also the text before it, and why the text was not adapted."""
+    """What a recogniser answers: the text, with test-time training also the text before it, and why the text was not adapted.
+
+    `words` are those of `text`, with their times.
+    """
 
     text: str
     text_without_ttt: str | None = None
     ttt_refusal: str | None = None
+    words: tuple[Word, ...] = ()
 
 
 Recognise = Callable[[Sequence[np.ndarray], Sequence[str | None]], Sequence[Hypotheses | InputError]]
@@ -283,6 +304,7 @@ def _evaluate_some(utterances: Sequence[Utterance], recognise: Recognise) -> Ite
                 audio_seconds=len(samples) / SAMPLE_RATE_HZ,
                 compute_seconds=len(samples) * seconds_a_sample,
                 ttt_refusal=answer.ttt_refusal,
+                words=answer.words,
             )
 
 

@@ -40,7 +40,8 @@ def main(argv: list[str] | None = None) -> int:
     if path is None:
         results = evaluate(utterances, recogniser, batch_size=arguments.batch_size)
     else:
-        with ResultsWriter(path, results_settings(arguments), resume=arguments.resume) as writer:
+        settings = results_settings(arguments)
+        with ResultsWriter(path, settings, resume=arguments.resume, word_times=arguments.word_times) as writer:
             results = evaluate(utterances, recogniser, writer, arguments.batch_size)
     if all(result.failed for result in results):
         raise InputError(

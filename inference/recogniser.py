@@ -20,6 +20,7 @@ from lact_asr.inference.ttt_recipes import Recipe
 from lact_asr.inference.ttt_scopes import make_trainer
 from lact_asr.inference.ttt_settings import TTTSettings
 from lact_asr.inference.ttt_step import Guides
+from lact_asr.inference.word_times import Word, words_in_seconds
 from lact_asr.ttt_parameters import output_features
 from lact_asr.wav2vec2_encoder import frames_mask
 
@@ -65,7 +66,7 @@ class Recogniser:
             speakers: of each, None where unknown; for test-time training that is carried on by speaker.
 
         Returns:
-            For each the text, and with TTT also the text without it; an `InputError` where the model's output is not finite.
+            For each the text, its words with their times, and with TTT also the text without it; an `InputError` where the model's output is not finite.
         """
         input_values, attention_mask = self._batch(recordings)
         if self.trainer is None:
@@ -73,7 +74,10 @@ class Recogniser:
                 output = self.model(input_values, attention_mask=attention_mask)
             rows = zip(output.logits, output.frame_lengths.tolist(), strict=True)
             answers = [self._transcript(logits[:length]) for logits, length in rows]
-            return [answer if isinstance(answer, InputError) else Hypotheses(answer.text) for answer in answers]
+            return [
+                answer if isinstance(answer, InputError) else Hypotheses(answer.text, words=self._words(answer))
+                for answer in answers
+            ]
         outcomes = self.trainer.adapt_batch(input_values, attention_mask, speakers)
         return [self._adapted_answer(outcome) for outcome in outcomes]
 
@@ -95,8 +99,11 @@ class Recogniser:
                 outcome.refuse("the transcript without TTT is likelier")
         if not outcome.adapted:
             self.refusals[outcome.reason] = self.refusals.get(outcome.reason, 0) + 1
-            return Hypotheses(before.text, before.text, outcome.reason)
-        return Hypotheses(after.text, before.text)
+            return Hypotheses(before.text, before.text, outcome.reason, self._words(before))
+        return Hypotheses(after.text, before.text, words=self._words(after))
+
+    def _words(self, transcript: Transcript) -> tuple[Word, ...]:
+        return words_in_seconds(transcript.words, self.model.front_end)
 
     def _is_likelier(self, before: Transcript, after: Transcript, outcome: TTTOutcome) -> bool:
         log_probs = tuple(_log_probs(logits) for logits in (outcome.logits_before, outcome.logits))

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from lact_asr.inference.evaluation import (
     read_results,
     summarise,
 )
+from lact_asr.inference.word_times import Word
 from lact_asr.metrics import ErrorCounts
 
 GOOD = UtteranceResult.scored("a", "THE CAT SAT", "THE CAT", "A CAT", audio_seconds=2.0, compute_seconds=0.5)
@@ -56,6 +58,32 @@ def test_files_from_before_refusals_were_written_are_read(tmp_path):
     path.write_text(path.read_text().replace(', "ttt_refusal": null', ""))
     assert "ttt_refusal" not in path.read_text()
     assert read_results(path) == [GOOD]
+
+
+def test_words_are_written_where_wanted_and_else_leave_the_file_as_it_was(tmp_path):
+    timed = replace(GOOD, words=(Word("THE", 0.05, 0.2, 0.8), Word("CAT", 0.3, 0.55)))
+    write(tmp_path / "timed.jsonl", [timed, FAILED], word_times=True)
+    write(tmp_path / "plain.jsonl", [timed, FAILED])
+    write(tmp_path / "before.jsonl", [GOOD, FAILED])
+    assert read_results(tmp_path / "timed.jsonl") == [timed, FAILED]
+    assert json.loads((tmp_path / "timed.jsonl").read_text().splitlines()[1])["words"][1] == {
+        "text": "CAT",
+        "start_seconds": 0.3,
+        "end_seconds": 0.55,
+        "confidence": None,
+    }
+    assert (tmp_path / "plain.jsonl").read_bytes() == (tmp_path / "before.jsonl").read_bytes()
+    assert "words" not in json.loads((tmp_path / "plain.jsonl").read_text().splitlines()[1])
+
+
+def test_results_without_words_are_computed_again_where_a_resumed_run_wants_words(tmp_path):
+    path = tmp_path / "results.jsonl"
+    write(path, [GOOD])
+    with ResultsWriter(path, resume=True, word_times=True) as writer:
+        assert writer.done == {}
+        writer.write(replace(GOOD, words=(Word("THE", 0.05, 0.2), Word("CAT", 0.3, 0.55))))
+    with ResultsWriter(path, resume=True, word_times=True) as writer:
+        assert writer.done["a"].words[1].text == "CAT"
 
 
 def test_each_result_is_in_the_file_at_once(tmp_path):
@@ -161,7 +189,8 @@ def utterances_and_recogniser():
         calls.append(len(samples))
         if len(samples) < 400:
             return InputError("shorter than one frame")
-        return Hypotheses("LONG" if len(samples) > SAMPLE_RATE_HZ else "SHORT", "SHORT")
+        text = "LONG" if len(samples) > SAMPLE_RATE_HZ else "SHORT"
+        return Hypotheses(text, "SHORT", words=(Word(text, 0.1, 0.4, 0.9),))
 
     def recognise(recordings, speakers):
         return [answer(samples) for samples in recordings]
@@ -182,7 +211,7 @@ def utterances_and_recogniser():
 def test_one_bad_file_is_recorded_and_the_rest_go_on(tmp_path, capsys, batch_size):
     utterances, recognise, calls = utterances_and_recogniser()
     path = tmp_path / "results.jsonl"
-    with ResultsWriter(path) as writer:
+    with ResultsWriter(path, word_times=True) as writer:
         results = evaluate(utterances, recognise, writer, batch_size)
     assert [result.id for result in results] == ["one", "two", "three", "four"]
     assert [result.message for result in results] == [
@@ -193,11 +222,12 @@ def test_one_bad_file_is_recorded_and_the_rest_go_on(tmp_path, capsys, batch_siz
     ]
     assert results[0].audio_seconds == 2.0
     assert results[0].compute_seconds > 0
+    assert results[0].words == (Word("LONG", 0.1, 0.4, 0.9),)
     assert sorted(read_results(path), key=lambda result: result.id) == sorted(results, key=lambda result: result.id)
     assert "two: audio file two.wav is truncated" in capsys.readouterr().err
 
     calls.clear()
-    with ResultsWriter(path, resume=True) as writer:
+    with ResultsWriter(path, resume=True, word_times=True) as writer:
         assert evaluate(utterances, recognise, writer, batch_size)[0] == results[0]
     assert calls == [10]  # only the failures were tried again, and the second fails before it is recognised
 

@@ -359,7 +359,8 @@ def test_help_names_every_flag(capsys):
     assert stopped.value.code == 0
     text = capsys.readouterr().out
     for flag in ("audio_file", "data_dir", "subset", "use_ttt", "ttt_loss_type", "beam_size", "move_emission_to_cpu",
-                 "lm_weight", "word_score", "beam_threshold", "max_samples", "resume", "output"):  # fmt: skip
+                 "lm_weight", "word_score", "beam_threshold", "max_samples", "resume", "output",
+                 "word_times"):  # fmt: skip
         assert f"--{flag}" in text
 
 

@@ -9,7 +9,6 @@ import torch
 from lact_asr.checkpoint import LoadedCheckpoint, load_checkpoint
 from lact_asr.errors import InputError
 from lact_asr.inference.decoding import make_decoder
-from lact_asr.inference.evaluation import Hypotheses
 from lact_asr.inference.recogniser import Recogniser
 from lact_asr.inference.ttt_procedure import TestTimeTrainer
 from lact_asr.inference.ttt_settings import TTTSettings
@@ -47,7 +46,7 @@ def test_text_of_a_recording(checkpoint, audio):
         samples = audio.make(0.7, number)
         logits = checkpoint.model(normalised(samples)[None]).logits[0]
         (hypotheses,) = recogniser(checkpoint)([samples])
-        assert hypotheses == Hypotheses(greedy_text(checkpoint, logits), None)
+        assert (hypotheses.text, hypotheses.text_without_ttt) == (greedy_text(checkpoint, logits), None)
         assert len(hypotheses.text) > 5
         torch.testing.assert_close(
             recogniser(checkpoint).emission(samples), logits.log_softmax(-1), rtol=1e-3, atol=1e-3
@@ -64,6 +63,28 @@ def test_text_with_and_without_ttt(checkpoint, audio):
     assert hypotheses.text != hypotheses.text_without_ttt
     assert adapting([samples]) == [hypotheses]
     assert adapting.refusals == {}
+
+
+@pytest.mark.parametrize("settings", [None, ENTROPY])
+def test_words_of_the_kept_transcript_have_times(checkpoint, audio, settings):
+    (hypotheses,) = recogniser(checkpoint, settings)([audio.make(1.5, 2)])
+    assert " ".join(word.text for word in hypotheses.words) == hypotheses.text
+    assert len(hypotheses.words) > 2
+    times = [seconds for word in hypotheses.words for seconds in (word.start_seconds, word.end_seconds)]
+    assert times == sorted(times)
+    assert times[0] >= 0
+    assert times[-1] <= 1.5
+    assert times[-1] > 1.0
+
+
+def test_words_of_a_refused_adaptation_are_those_without_it(checkpoint, audio):
+    samples = audio.make(0.3, 1)
+    (plain,), (refused,) = (
+        recogniser(checkpoint)([samples]),
+        recogniser(checkpoint, TTTSettings(mask_length=10))([samples]),
+    )
+    assert refused.ttt_refusal is not None
+    assert refused.words == plain.words != ()
 
 
 def test_refusals_are_counted_and_leave_the_text(checkpoint, audio):
