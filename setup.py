@@ -15,6 +15,7 @@ PACKAGES = [
     "lact_asr.kernels.muon_step",
     "lact_asr.kernels.newton_schulz",
     "lact_asr.inference",
+    "lact_asr.inference.decoding",
     "lact_asr.inference.robustness",
     "lact_asr.training",
 ]

@@ -26,7 +26,7 @@ class Word:
     Attributes:
         text: as it is spelled in the transcript.
         start_seconds, end_seconds: from the start of the recording.
-        confidence: 0 to 1; None where the decoder has none.
+        confidence: 0 to 1 (`lact_asr.inference.decoding.confidence`); None where the decoder has none.
     """
 
     text: str
@@ -38,7 +38,12 @@ class Word:
 def words_in_seconds(words: Iterable[TimedWord], front_end: Wav2Vec2FrontEnd) -> tuple[Word, ...]:
     """A decoder's words with times in seconds."""
     return tuple(
-        Word(word.text, frame_seconds(word.start_frame, front_end), frame_seconds(word.end_frame, front_end))
+        Word(
+            word.text,
+            frame_seconds(word.start_frame, front_end),
+            frame_seconds(word.end_frame, front_end),
+            word.confidence,
+        )
         for word in words
     )
 

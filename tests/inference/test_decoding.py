@@ -13,7 +13,6 @@ from lact_asr.inference.decoding import (
     BeamSearchDecoder,
     CTCAlphabet,
     GreedyDecoder,
-    TimedWord,
     Transcript,
     make_decoder,
     tune_language_model_weights,
@@ -83,8 +82,8 @@ def test_blanks_repeats_and_spaces(decoder, alignment, text):
 def test_words_carry_their_frames(decoder):
     transcript = decoder.decode(frames_of("__HHI_ __YOU_UU_"))
     assert transcript.text == "HI YOUU"
-    assert transcript.words[0] == TimedWord("HI", 2, 5)
-    assert (transcript.words[1].text, transcript.words[1].start_frame, transcript.words[1].end_frame) == ("YOUU", 9, 15)
+    spans = [(word.text, word.start_frame, word.end_frame) for word in transcript.words]
+    assert spans == [("HI", 2, 5), ("YOUU", 9, 15)]
 
 
 @pytest.mark.parametrize("decoder", decoders(), ids=["greedy", "beam"])
@@ -98,6 +97,74 @@ def test_special_tokens_never_appear(decoder):
         silenced = log_probs.clone()
         silenced[:, VOCABULARY[token]] = -math.inf
         assert decoder.decode(shouted).score == pytest.approx(decoder.decode(silenced).score, abs=1e-4)
+
+
+@pytest.mark.parametrize("decoder", decoders(), ids=["greedy", "beam"])
+def test_confidence_is_the_probability_that_its_frames_spell_the_word(decoder):
+    log_probs = frames_of("_AAB_ B_", confidence=0.8)
+    words = decoder.decode(log_probs).words
+    alphabet = CTCAlphabet(VOCABULARY, BLANK)
+    probabilities = np.exp(alphabet.prepare(log_probs, None))
+    for word in words:
+        frames, total = probabilities[word.start_frame : word.end_frame], 0.0
+        for path in itertools.product(range(len(alphabet.labels)), repeat=len(frames)):
+            if "".join(alphabet.labels[index] for index, _ in itertools.groupby(path)) == word.text:
+                total += math.prod(frames[frame, index] for frame, index in enumerate(path))
+        assert word.confidence == pytest.approx(total)
+    assert words[0].text == "AB"
+    assert words[0].confidence < words[1].confidence < 1
+
+
+def test_words_put_in_by_the_language_model_are_doubted(language_model):
+    log_probs = frames_of([*"THE B", "UI", *"RD SIN", "KG", *"S"], confidence=0.95)
+    words = BeamSearchDecoder(VOCABULARY, BLANK, language_model).decode(log_probs).words
+    assert [word.text for word in words] == ["THE", "BIRD", "SINGS"]
+    assert words[1].confidence < 0.5 < 0.8 < words[0].confidence
+
+
+def test_n_best_are_the_likeliest_texts_in_order():
+    vocabulary, labels = {"<pad>": 0, "|": 1, "A": 2, "B": 3}, ["", " ", "A", "B"]
+    log_probs = torch.randn(5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64).log_softmax(-1)
+    totals = {}
+    for path in itertools.product(range(4), repeat=5):
+        text = text_of_path(path, labels)
+        probability = math.exp(sum(log_probs[frame, index].item() for frame, index in enumerate(path)))
+        totals[text] = totals.get(text, 0.0) + probability
+    decoder = BeamSearchDecoder(vocabulary, 0, beam_size=1000, beam_threshold=50, token_threshold=50, n_best=4)
+    best = decoder.decode(log_probs)
+    found = [best, *best.alternatives]
+    assert [transcript.text for transcript in found] == sorted(totals, key=totals.get, reverse=True)[:4]
+    assert [math.exp(transcript.score) for transcript in found] == pytest.approx(
+        [totals[transcript.text] for transcript in found], abs=1e-4
+    )
+    assert all([word.text for word in transcript.words] == transcript.text.split() for transcript in found)
+
+
+def test_n_best_with_a_language_model_differ_in_early_words_too(language_model):
+    log_probs = frames_of(["T", "H", "E", " ", *"B", "IE", "RL", "_", "DL", *" ROLLED INTO MY HOUSE"], confidence=0.7)
+    best = BeamSearchDecoder(VOCABULARY, BLANK, language_model, n_best=5).decode(log_probs)
+    texts = [best.text, *(other.text for other in best.alternatives)]
+    assert len(set(texts)) == 5
+    assert len({text.split()[1] for text in texts}) > 1
+    scores = [best.score, *(other.score for other in best.alternatives)]
+    assert scores == sorted(scores, reverse=True)
+
+
+@pytest.mark.parametrize("with_language_model", [False, True])
+def test_hot_words_are_heard_where_letters_compete(language_model, with_language_model):
+    log_probs = frames_of([*"THE ", "ZS", *"EBR", "EA", *" LO_OKS AT MY HOUSE"], confidence=0.95)
+    model = language_model if with_language_model else None
+    plain = BeamSearchDecoder(VOCABULARY, BLANK, model).decode(log_probs)
+    boosted = BeamSearchDecoder(VOCABULARY, BLANK, model, hot_words=["sebra park"], hot_word_weight=6.0).decode(
+        log_probs
+    )
+    assert "SEBRA" not in plain.text
+    assert boosted.text == "THE SEBRA LOOKS AT MY HOUSE"
+
+
+def test_hot_words_of_other_characters_are_refused():
+    with pytest.raises(InputError, match="'ПАРК' cannot be spelt"):
+        BeamSearchDecoder(VOCABULARY, BLANK, hot_words=["ПАРК"])
 
 
 def test_random_log_probs_give_only_letters_and_single_spaces():
@@ -245,6 +312,8 @@ def test_language_model_of_another_vocabulary_is_refused(tmp_path):
         {"beam_threshold": math.nan},
         {"lm_weight": math.nan},
         {"word_score": math.inf},
+        {"hot_word_weight": math.nan},
+        {"n_best": 0},
     ],
 )
 def test_impossible_options(options):

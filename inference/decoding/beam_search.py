@@ -1,0 +1,107 @@
+"""Beam search: what all back ends have in common, and the choice among decoders."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import torch
+
+from lact_asr.errors import InputError
+from lact_asr.inference.decoding.alphabet import CTCAlphabet, LogProbs
+from lact_asr.inference.decoding.confidence import with_confidence
+from lact_asr.inference.decoding.greedy import GreedyDecoder
+from lact_asr.inference.decoding.pyctcdecode_search import Hypothesis, PyctcdecodeSearch
+from lact_asr.inference.decoding.search_options import SearchOptions
+from lact_asr.inference.decoding.transcripts import Decoder, Transcript, decode_rows
+from lact_asr.inference.language_model import LanguageModel
+
+
+def _respell(text: str, spelling: Mapping[str, str]) -> str:
+    """Change characters between the cases of the acoustic and the language model."""
+    return "".join(spelling.get(character, character) for character in text)
+
+
+class BeamSearchDecoder:
+    """Prefix beam search over characters, with an n-gram language model over words if one is given.
+
+    Hypotheses are ranked by log P(text | audio) + lm_weight · ln P_LM(text, </s>) + word_score · words + unknown_word_score · unknown words
+    + hot_word_weight · hot words.
+    """
+
+    def __init__(
+        self, vocabulary: Mapping[str, int], blank_id: int, language_model: LanguageModel | None = None, **options
+    ):
+        """Set up the search.
+
+        Args:
+            vocabulary: token to id, as a Wav2Vec2 tokenizer gives it: `|` is the word delimiter; special tokens are left out.
+            blank_id: id of the CTC blank.
+            language_model: None ranks by the acoustic model and hot words only; options about words then have no effect.
+            options: fields of `SearchOptions`.
+
+        Raises:
+            InputError: impossible values, a back end that is not installed, a language model of another vocabulary, hot words that cannot be
+                spelt, or a vocabulary without word delimiter together with a language model.
+        """
+        self.alphabet = CTCAlphabet(vocabulary, blank_id)
+        self.options = SearchOptions(**options)
+        self.options = dataclasses.replace(
+            self.options, hot_words=_spellable(self.options.hot_words, self.alphabet.characters)
+        )
+        spelling = {}
+        if language_model is not None:
+            if not self.alphabet.has_delimiter:
+                raise InputError("a word language model needs a vocabulary with the word delimiter '|'")
+            spelling = language_model.spelling(self.alphabet.characters)
+        self._own_spelling = {theirs: own for own, theirs in spelling.items()}
+        labels = [_respell(label, spelling) for label in self.alphabet.labels]
+        hot_words = tuple(_respell(word, spelling) for word in self.options.hot_words)
+        self._search = PyctcdecodeSearch(labels, language_model, dataclasses.replace(self.options, hot_words=hot_words))
+
+    def decode(self, log_probs: LogProbs, length: int | None = None) -> Transcript:
+        """Decode one utterance; arguments and `ValueError` as in `CTCAlphabet.prepare`."""
+        frames = self.alphabet.prepare(log_probs, length)
+        if len(frames) == 0:
+            return Transcript()
+        best, *others = (self._transcript(frames, hypothesis) for hypothesis in self._search(frames))
+        return dataclasses.replace(best, alternatives=tuple(others))
+
+    def _transcript(self, frames: np.ndarray, hypothesis: Hypothesis) -> Transcript:
+        words = [(_respell(word, self._own_spelling), start, end) for word, start, end in hypothesis.words]
+        text = " ".join(word for word, _, _ in words)
+        timed_words = with_confidence(self.alphabet, frames, words)
+        return Transcript(text, hypothesis.score, hypothesis.acoustic_score, timed_words)
+
+    def decode_batch(self, log_probs: LogProbs, lengths: Sequence[int] | torch.Tensor) -> list[Transcript]:
+        """Decode a padded batch: `log_probs` [B, T, V], `lengths` [B] in frames."""
+        return decode_rows(self, log_probs, lengths)
+
+
+def _spellable(words: Iterable[str], characters: Iterable[str]) -> tuple[str, ...]:
+    """Words as an acoustic model spells them: as they are, or in upper or lower case."""
+    characters = set(characters)
+    spelt = []
+    for word in words:
+        candidate = next((case for case in (word, word.upper(), word.lower()) if characters.issuperset(case)), None)
+        if candidate is None:
+            raise InputError(
+                f"hot word {word!r} cannot be spelt with the model's characters {''.join(sorted(characters))!r}"
+            )
+        spelt.append(candidate)
+    return tuple(spelt)
+
+
+def make_decoder(
+    vocabulary: Mapping[str, int],
+    blank_id: int,
+    *,
+    beam_size: int = 1,
+    language_model: LanguageModel | None = None,
+    **search_options,
+) -> Decoder:
+    """Choose a decoder: greedy for a beam of 1 without language model, else beam search with the other `SearchOptions`."""
+    if beam_size == 1 and language_model is None:
+        return GreedyDecoder(vocabulary, blank_id)
+    return BeamSearchDecoder(vocabulary, blank_id, language_model, beam_size=beam_size, **search_options)
