@@ -18,6 +18,7 @@ from lact_asr.inference.word_times import Word
 from lact_asr.metrics import ErrorCounts, count_character_errors, count_word_errors
 
 _SETTINGS_KEY = "settings"
+_TEXT_FIELDS = ("reference", "hypothesis", "hypothesis_without_ttt", "message", "ttt_refusal")
 _ERROR_FIELDS = ("word_errors", "word_errors_without_ttt", "character_errors", "character_errors_without_ttt")
 
 
@@ -92,10 +93,23 @@ class UtteranceResult:
 
     @classmethod
     def from_dict(cls, values: Mapping) -> UtteranceResult:
-        """Undo `dataclasses.asdict`; raises TypeError for other keys."""
+        """Undo `dataclasses.asdict`; raises TypeError for other keys, and for values of other types."""
         counts = {name: ErrorCounts(**values[name]) for name in _ERROR_FIELDS if values.get(name) is not None}
         words = values.get("words")
-        return cls(**{**values, **counts, "words": None if words is None else tuple(Word(**word) for word in words)})
+        words = None if words is None else tuple(Word(**word) for word in words)
+        result = cls(**{**values, **counts, "words": words})
+        result._check_types()
+        return result
+
+    def _check_types(self) -> None:
+        words = self.words or ()
+        texts = [self.id, *(text for name in _TEXT_FIELDS if (text := getattr(self, name)) is not None)]
+        texts += [word.text for word in words]
+        errors = [counts for name in _ERROR_FIELDS if (counts := getattr(self, name)) is not None]
+        numbers = [self.audio_seconds, self.compute_seconds, *(n for counts in errors for n in vars(counts).values())]
+        numbers += [number for word in words for number in (word.start_seconds, word.end_seconds, word.confidence or 0)]
+        if not all(isinstance(text, str) for text in texts) or not all(type(n) in (int, float) for n in numbers):
+            raise TypeError("a value of another type")
 
 
 # ---------------------------------------------------------------- the results file
@@ -110,7 +124,7 @@ def _parse_line(path: Path, number: int, line: bytes) -> UtteranceResult | dict:
         if set(values) == {_SETTINGS_KEY}:
             return values[_SETTINGS_KEY]
         return UtteranceResult.from_dict(values)
-    except (ValueError, TypeError) as error:  # ValueError includes bad JSON and bad UTF-8
+    except (ValueError, TypeError, RecursionError) as error:  # ValueError includes bad JSON and bad UTF-8
         names = ", ".join(field.name for field in fields(UtteranceResult))
         raise InputError(f"results file {path}, line {number}, is not a JSON object with {names}") from error
 

@@ -13,6 +13,7 @@ import functools
 import io
 import os
 import re
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -31,6 +32,9 @@ AUDIO_EXTENSIONS = frozenset(
     {".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".aifc", ".au", ".caf", ".w64", ".rf64", ".sph"}
 )
 
+MIN_SAMPLE_RATE_HZ, MAX_SAMPLE_RATE_HZ = 1_000, 1_000_000
+"""What a header may claim: beyond it holds no speech, and resampling a second would take minutes or gigabytes."""
+
 _CONTAINER_MAGIC = (b"RIFF", b"RF64", b"fLaC", b"OggS", b"FORM", b"caff", b"riff", b".snd", b"ID3", b"NIST")
 # Size fields of libsndfile's header log that contradict the file: "data : 96000 (should be 47978)".
 _CLAIMED_SIZE = re.compile(r"^\s*(data|SSND|Data Size|riff|Riff size)\s*:\s*(\d+) \(should be (\d+)\)", re.MULTILINE)
@@ -41,6 +45,7 @@ _MAX_OGG_PAGE_BYTES = 27 + 255 + 255 * 255
 # MP3 headers without the encoder's delay count whole frames of 1,152 samples: a few missing ones are not truncation.
 _MP3_SLACK_FRAMES, _MP3_SLACK_FRACTION = 4 * 1152, 0.02
 _OPEN_TARS = 64
+_BLOCK_SAMPLES = 2**20  # of all channels
 
 
 class TarMember(NamedTuple):
@@ -104,25 +109,20 @@ def read_audio(
         float32 array [samples], mono, 16 kHz, nominally within [-1, 1].
 
     Raises:
-        InputError: no such file, a folder, empty, not audio, truncated or damaged, without samples, with NaN or
-            infinite samples, a part that lies outside of the recording, or fewer than `MIN_SAMPLES` samples at 16
-            kHz.
+        InputError: no such file, a folder, a device, empty, not audio, truncated or damaged, without samples, at an
+            impossible rate, with NaN or infinite samples, a part that lies outside of the recording, or fewer than
+            `MIN_SAMPLES` samples at 16 kHz.
     """
     path = source if isinstance(source, TarMember) else Path(source)
     with _open(path) as sound:
         _check_claimed_size(path, sound)
         start_frame, num_frames = _frame_range(path, sound, start_seconds, duration_seconds)
-        frames = _decode(path, sound, start_frame, num_frames)
+        samples = _decode(path, sound, start_frame, num_frames, channel)
         sample_rate_hz = sound.samplerate
-    if channel is None and frames.shape[1] > 1:
-        samples = frames.mean(axis=1, dtype=np.float32)
-    else:
-        samples = frames[:, channel or 0]
-    if not np.isfinite(samples).all():
-        bad = int(samples.size - np.isfinite(samples).sum())
-        raise InputError(f"{path} holds {bad} samples that are not finite numbers (NaN or infinity), of {samples.size}")
+    _check_finite(path, samples)
     if sample_rate_hz != SAMPLE_RATE_HZ:
         samples = soxr.resample(samples, sample_rate_hz, SAMPLE_RATE_HZ, quality="HQ")
+        _check_finite(path, samples)  # near the largest floating-point number the filter overflows
     if samples.size < MIN_SAMPLES:
         raise InputError(
             f"{path} is too short: {samples.size} samples at 16 kHz, one frame needs {MIN_SAMPLES} (25 milliseconds)"
@@ -167,6 +167,8 @@ def find_audio_files(folder: str | os.PathLike) -> list[Path]:
 
 def _open(path: Path | TarMember) -> soundfile.SoundFile:
     """Open a recording that has samples, or say in one sentence why that is impossible."""
+    if not isinstance(path, TarMember) and not os.path.isfile(path):  # a pipe would be waited for, a device has no end
+        raise InputError(_why_unreadable(path))
     try:
         sound = soundfile.SoundFile(io.BytesIO(path.read_bytes()) if isinstance(path, TarMember) else str(path))
     # TypeError: ".raw" has no header to give rate and channels
@@ -175,6 +177,10 @@ def _open(path: Path | TarMember) -> soundfile.SoundFile:
     if sound.frames <= 0:
         sound.close()
         raise InputError(f"{path} has a header but no samples: its length is zero")
+    if not MIN_SAMPLE_RATE_HZ <= sound.samplerate <= MAX_SAMPLE_RATE_HZ:
+        sound.close()
+        limits = f"{MIN_SAMPLE_RATE_HZ:,} to {MAX_SAMPLE_RATE_HZ:,} Hz"
+        raise InputError(f"{path} claims a sample rate of {sound.samplerate:,} Hz: only {limits} can be read")
     return sound
 
 
@@ -182,12 +188,15 @@ def _why_unreadable(path: Path | TarMember) -> str:
     try:
         if isinstance(path, TarMember):
             magic = path.read_bytes()[:4]
-        elif path.is_dir():
-            return f"{path} is a folder, not an audio file"
         else:
+            mode = path.stat().st_mode
+            if stat.S_ISDIR(mode):
+                return f"{path} is a folder, not an audio file"
+            if not stat.S_ISREG(mode):
+                return f"{path} is a device or a pipe: only a file can be read"
             with path.open("rb") as file:
                 magic = file.read(4)
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):  # ValueError: a name that no file can have
         return f"no such audio file: {path}"
     except OSError as error:
         return f"{path} cannot be read: {error.strerror or error}"
@@ -241,18 +250,44 @@ def _frame_range(
     return start, min(count, sound.frames - start)
 
 
-def _decode(path: Path | TarMember, sound: soundfile.SoundFile, start_frame: int, num_frames: int) -> np.ndarray:
-    """Decode float32 [frames, channels]; fewer than asked for means a truncated file."""
+def _decode(
+    path: Path | TarMember, sound: soundfile.SoundFile, start_frame: int, num_frames: int, channel: int | None
+) -> np.ndarray:
+    """Decode float32 [frames], one channel or the mean of all; fewer than asked for means a truncated file.
+
+    Block by block, so that memory follows what is there and not what the header claims.
+    """
+    blocks, missing = [], num_frames
+    block_frames = max(1, _BLOCK_SAMPLES // sound.channels)
     try:
         if start_frame:
             sound.seek(start_frame)
-        frames = sound.read(num_frames, dtype="float32", always_2d=True)
+        while missing > 0:
+            frames = sound.read(min(missing, block_frames), dtype="float32", always_2d=True)
+            if not len(frames):
+                break
+            blocks.append(_one_channel(frames, channel))
+            missing -= len(frames)
     except (soundfile.SoundFileError, RuntimeError):
         raise InputError(f"{path} is truncated or damaged: decoding it fails before its end") from None
-    missing = num_frames - len(frames)
     slack = max(_MP3_SLACK_FRAMES, _MP3_SLACK_FRACTION * num_frames) if sound.format == "MP3" else 0
-    if missing > slack or not len(frames):
+    if missing > slack or not blocks:
         raise InputError(
-            f"{path} is truncated: its header promises {num_frames:,} samples and {len(frames):,} are there"
+            f"{path} is truncated: its header promises {num_frames:,} samples and {num_frames - missing:,} are there"
         )
-    return frames
+    return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+
+
+def _one_channel(frames: np.ndarray, channel: int | None) -> np.ndarray:
+    """Of [frames, channels]."""
+    if channel is None and frames.shape[1] > 1:
+        with np.errstate(over="ignore"):  # what becomes infinite is refused
+            return frames.mean(axis=1, dtype=np.float32)
+    return frames[:, channel or 0]
+
+
+def _check_finite(path: Path | TarMember, samples: np.ndarray) -> None:
+    finite = np.isfinite(samples)
+    if not finite.all():
+        bad = samples.size - int(finite.sum())
+        raise InputError(f"{path} holds {bad} samples that are not finite numbers (NaN or infinity), of {samples.size}")

@@ -131,15 +131,24 @@ def _load_file(path: Path) -> LoadedCheckpoint:
             raise InputError(f"{path} lacks {key!r}: it was not written by train_hybrid_asr.py, or was changed since.")
     config = HybridASRConfig.from_values(_without_base_keys(content["config"]), source=str(path))
     check_vocabulary(content["vocabulary"], config.ctc_vocab_size, source=f"The vocabulary in {path}")
+    _check_weights(config, content["model"], path)
     model = HybridASRForCTC(config)
+    model.load_state_dict(content["model"])
+    processor = HybridASRProcessor.from_vocabulary(content["vocabulary"], config.do_normalize)
+    return LoadedCheckpoint(model.eval(), processor, content.get("notes", {}))
+
+
+def _check_weights(config: HybridASRConfig, weights: dict, path: Path) -> None:
+    """Refuse weights that do not fit a configuration, before a model as large as it claims to be takes memory or minutes."""
     try:
-        model.load_state_dict(content["model"])
-    except RuntimeError as error:
+        if config.num_hidden_layers > len(weights):
+            raise RuntimeError(f"{config.num_hidden_layers} layers, {len(weights)} tensors")
+        with torch.device("meta"):
+            HybridASRForCTC(config).load_state_dict(weights, assign=True)
+    except (RuntimeError, OverflowError) as error:
         raise InputError(
             f"The weights in {path} do not fit its configuration: {' '.join(str(error).split())[:300]}"
         ) from None
-    processor = HybridASRProcessor.from_vocabulary(content["vocabulary"], config.do_normalize)
-    return LoadedCheckpoint(model.eval(), processor, content.get("notes", {}))
 
 
 def _load_folder(name_or_folder: str) -> LoadedCheckpoint:

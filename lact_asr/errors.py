@@ -7,10 +7,28 @@ import sys
 from collections.abc import Callable
 
 EXIT_BAD_INPUT = 2
+_LONGEST_SENTENCE = 800
+
+
+def one_line(sentence: str) -> str:
+    """A sentence as it can be printed and written anywhere, whatever names and texts it cites.
+
+    Characters that cannot be printed (line ends, halves of surrogate pairs) become escapes, and of a very long one the
+    middle becomes three dots.
+    """
+    if len(sentence) > _LONGEST_SENTENCE:
+        half = _LONGEST_SENTENCE // 2
+        sentence = f"{sentence[:half]} … {sentence[-half:]}"
+    if sentence.isprintable():
+        return sentence
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in sentence)
 
 
 class InputError(ValueError):
     """Something the user gave cannot be used; the message is one clear sentence that says what and, if known, the mend."""
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(one_line(sentence))
 
 
 def exit_on_input_error(main: Callable[..., int]) -> Callable[..., int]:

@@ -38,7 +38,7 @@ from lact_asr.data.corpus_listings import (
     subset_names,
 )
 from lact_asr.data.shar import shar_entries, shar_folders
-from lact_asr.errors import InputError
+from lact_asr.errors import InputError, one_line
 from lact_asr.text import normalise_text, unspellable_characters
 
 _HEADER_THREADS = 16
@@ -290,9 +290,9 @@ def _transcript_problem(entry: Entry) -> Problem | None:
     unspellable = unspellable_characters(entry.text)
     if unspellable:
         sentence = f"the transcript of {name} has {unspellable!r}, to be written out in English letters: {entry.text!r}"
-        return Problem(name, sentence, "transcript with digits, symbols or foreign letters")
+        return Problem(name, one_line(sentence), "transcript with digits, symbols or foreign letters")
     if not normalise_text(entry.text):
-        return Problem(name, f"the transcript of {name} has no words: {entry.text!r}", "empty transcript")
+        return Problem(name, one_line(f"the transcript of {name} has no words: {entry.text!r}"), "empty transcript")
     return None
 
 
@@ -326,7 +326,7 @@ def _header_or_sentence(path: Path) -> AudioHeader | str:
 def _make_cut(entry: Entry, header: AudioHeader | str) -> MonoCut | Problem:
     name = entry.utterance_id
     if isinstance(header, str):
-        kind = "unreadable audio file" if entry.audio_path.exists() else "missing audio file"
+        kind = "unreadable audio file" if os.path.exists(entry.audio_path) else "missing audio file"
         return Problem(name, header, kind)
     available = header.duration_seconds - entry.start_seconds
     duration = available if entry.duration_seconds is None else entry.duration_seconds

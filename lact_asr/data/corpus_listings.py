@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lact_asr.audio import AUDIO_EXTENSIONS, AudioHeader, TarMember
-from lact_asr.errors import InputError
+from lact_asr.errors import InputError, one_line
 
 DATASET_TYPES = ("librispeech", "manifest", "shar")
 SUBSET_ALIASES = {"train-960": ("train-clean-100", "train-clean-360", "train-other-500")}
+_MOST_SECONDS = 1e9  # thirty years: more is no recording's length
 _MANIFEST_KEYS = frozenset({"audio_filepath", "text", "duration", "offset", "id", "speaker", "gender"})
 
 
@@ -169,17 +170,27 @@ def manifest_entries(manifest: Path, problems: list[Problem]) -> Iterator[Entry]
         place = f"{manifest}:{number}"
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # numbers of thousands of digits, brackets in brackets, too
             raise InputError(f"{place} is not JSON ({error}): a manifest has one JSON object a line") from None
         if not isinstance(row, dict) or not isinstance(row.get("audio_filepath"), str):
             raise InputError(
                 f'{place} is not a manifest line: it must be a JSON object with "audio_filepath" and "text"'
             )
         problem = _manifest_row_problem(row)
+        if problem is None and "\\ud" in line.lower() and not _is_unicode(row):
+            problem = ("text that is not Unicode", "has half of a surrogate pair, which is no character")
         if problem:
-            problems.append(Problem(f"{manifest.name}:{number}", f"{place} {problem[1]}", problem[0]))
+            problems.append(Problem(f"{manifest.name}:{number}", one_line(f"{place} {problem[1]}"), problem[0]))
         else:
             yield _manifest_entry(manifest, row)
+
+
+def _is_unicode(row: Any) -> bool:
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _manifest_row_problem(row: dict[str, Any]) -> tuple[str, str] | None:
@@ -187,7 +198,7 @@ def _manifest_row_problem(row: dict[str, Any]) -> tuple[str, str] | None:
         return "missing transcript", f'has no "text" for {row["audio_filepath"]}'
     for key, minimum in (("offset", 0.0), ("duration", math.ulp(0.0))):
         value = row.get(key)
-        valid = isinstance(value, (int, float)) and not isinstance(value, bool) and minimum <= value < math.inf
+        valid = isinstance(value, (int, float)) and not isinstance(value, bool) and minimum <= value <= _MOST_SECONDS
         if value is not None and not valid:
             return f"impossible {key}", f'has "{key}": {value!r}, which is not a number of seconds'
     return None
@@ -197,7 +208,7 @@ def _manifest_entry(manifest: Path, row: dict[str, Any]) -> Entry:
     offset = row.get("offset")
     default_id = os.path.splitext(row["audio_filepath"])[0] + (f"@{offset:g}" if offset else "")
     return Entry(
-        utterance_id=str(row.get("id", default_id)),
+        utterance_id=default_id if row.get("id") is None else str(row["id"]),
         audio_path=manifest.parent / row["audio_filepath"],
         text=row["text"],
         speaker=None if row.get("speaker") is None else str(row["speaker"]),
