@@ -17,6 +17,7 @@ PACKAGES = [
     "lact_asr.inference",
     "lact_asr.inference.decoding",
     "lact_asr.inference.robustness",
+    "lact_asr.inference.transcript_formats",
     "lact_asr.training",
 ]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from lact_asr.data.corpus_listings import DATASET_TYPES
 from lact_asr.errors import InputError
 from lact_asr.inference.recipe_files import read_recipe, recipe_summaries
+from lact_asr.inference.transcript_formats.formats import FORMATS, FORMATS_HELP, choose_format
 from lact_asr.ttt_names import (
     CONTROLS,
     FEATURE_OFFSET,
@@ -58,6 +59,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     _add_ttt(parser.add_argument_group("test-time training"))
     _add_run(parser.add_argument_group("run"))
     arguments = parser.parse_args(argv)
+    arguments.output_format = choose_format(arguments.output_format, arguments.output)
     _check(arguments)
     return arguments
 
@@ -196,8 +198,15 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
         "--output",
         type=Path,
         default=None,
-        metavar="FILE",
-        help="results as JSON lines, one an utterance (default for a subset: results_SUBSET….jsonl beside the checkpoint)",
+        metavar="FILE|FOLDER",
+        help="where transcripts go; the suffix says the format, JSON-lines results where it says none. A subset's results "
+        "go to results_SUBSET….jsonl beside the checkpoint where --output is not their file (default: stdout)",
+    )
+    group.add_argument(
+        "--output_format",
+        choices=tuple(FORMATS),
+        default=None,
+        help=f"{FORMATS_HELP}. Subtitles and TextGrids of several recordings go to a folder (default: by --output)",
     )
     group.add_argument(
         "--word_times",
@@ -244,5 +253,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise InputError(f"--beam_size must be 1 or more, not {arguments.beam_size}.")
     if arguments.greedy and arguments.lm_path not in ("auto", "none"):
         raise InputError("--greedy uses no language model: leave out --greedy or --lm_path.")
-    if arguments.resume and arguments.data_dir is None and arguments.output is None:
-        raise InputError("--resume needs --output, the results file to go on with.")
+    in_results_file = arguments.output is not None and arguments.output_format in (None, "jsonl")
+    if arguments.resume and arguments.data_dir is None and not in_results_file:
+        raise InputError("--resume needs --output, the JSON-lines results file to go on with.")
+    if arguments.data_dir is not None and arguments.output is None and arguments.output_format not in (None, "jsonl"):
+        raise InputError(f"--output_format {arguments.output_format} of a corpus needs --output.")

@@ -91,6 +91,13 @@ class UtteranceResult:
             words=words,
         )
 
+    def json_line(self, word_times: bool) -> str:
+        """The result as it stands in a results file, with or without its words."""
+        values = asdict(self)
+        if not word_times:
+            del values["words"]
+        return _json_line(values)
+
     @classmethod
     def from_dict(cls, values: Mapping) -> UtteranceResult:
         """Undo `dataclasses.asdict`; raises TypeError for other keys, and for values of other types."""
@@ -113,6 +120,10 @@ class UtteranceResult:
 
 
 # ---------------------------------------------------------------- the results file
+
+
+def _json_line(values: Mapping) -> str:
+    return json.dumps(values, ensure_ascii=False) + "\n"
 
 
 def _parse_line(path: Path, number: int, line: bytes) -> UtteranceResult | dict:
@@ -192,7 +203,7 @@ class ResultsWriter:
         except OSError as error:
             raise InputError(f"cannot write results file {self.path}: {error.strerror}") from error
         if not keep_bytes:
-            self._append({_SETTINGS_KEY: self.settings})
+            self._append(_json_line({_SETTINGS_KEY: self.settings}))
         return self
 
     def _take_up_earlier_run(self) -> int:
@@ -218,14 +229,11 @@ class ResultsWriter:
 
     def write(self, result: UtteranceResult) -> None:
         """Append a result and hand it to the operating system."""
-        values = asdict(result)
-        if not self.word_times:
-            del values["words"]
-        self._append(values)
+        self._append(result.json_line(self.word_times))
         self._holds_results = True
 
-    def _append(self, values: Mapping) -> None:
-        self._file.write(json.dumps(values, ensure_ascii=False).encode() + b"\n")
+    def _append(self, line: str) -> None:
+        self._file.write(line.encode())
         self._file.flush()
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from lact_asr.errors import InputError, exit_on_input_error
 from lact_asr.inference.arguments import ignored_flags, parse_arguments
+from lact_asr.inference.transcript_formats.formats import check_destination, timed_transcripts, write_transcripts
 
 if TYPE_CHECKING:
     from lact_asr.data.corpora import Corpus
@@ -31,6 +32,8 @@ def main(argv: list[str] | None = None) -> int:
     )
 
     utterances, corpus = list_utterances(arguments)
+    if arguments.output_format is not None:
+        check_destination(arguments.output_format, arguments.output, [utterance.id for utterance in utterances])
     if len(utterances) == 1:
         utterances = [_read_now(utterances[0])]
     checkpoint = load_checkpoint(arguments.checkpoint)
@@ -40,15 +43,18 @@ def main(argv: list[str] | None = None) -> int:
     if path is None:
         results = evaluate(utterances, recogniser, batch_size=arguments.batch_size)
     else:
-        settings = results_settings(arguments)
-        with ResultsWriter(path, settings, resume=arguments.resume, word_times=arguments.word_times) as writer:
+        word_times = arguments.word_times or arguments.output_format not in (None, "jsonl")
+        with ResultsWriter(path, results_settings(arguments), resume=arguments.resume, word_times=word_times) as writer:
             results = evaluate(utterances, recogniser, writer, arguments.batch_size)
     if all(result.failed for result in results):
         raise InputError(
             results[0].message if len(results) == 1 else f"None of the {len(results)} recordings could be transcribed."
         )
-    _report_results(results, corpus)
-    _report_run(results, arguments, recogniser.refusals, path)
+    _report_results(results, corpus, arguments)
+    paths = [] if path is None else [path]
+    if arguments.output_format is not None and arguments.output not in (None, path):
+        paths += write_transcripts(timed_transcripts(results), arguments.output_format, arguments.output)
+    _report_run(results, arguments, recogniser.refusals, paths)
     return 0
 
 
@@ -59,16 +65,18 @@ def _read_now(utterance: Utterance) -> Utterance:
 
 
 def _results_path(arguments: argparse.Namespace) -> Path | None:
-    """Where results go: --output, or for a corpus subset a file beside the checkpoint."""
-    if arguments.output is not None or arguments.data_dir is None:
+    """Where results go: --output, or for a corpus subset a file beside the checkpoint, or nowhere."""
+    if arguments.output is not None and arguments.output_format in (None, "jsonl"):
         return arguments.output
+    if arguments.data_dir is None:
+        return None
     from lact_asr.inference.inference_setup import checkpoint_folder
 
     parts = ["results", Path(arguments.subset).stem, "greedy" if arguments.greedy else f"beam{arguments.beam_size}"]
     return checkpoint_folder(arguments.checkpoint) / f"{'_'.join(parts + ['ttt'] * arguments.use_ttt)}.jsonl"
 
 
-def _report_results(results: list[UtteranceResult], corpus: Corpus | None) -> None:
+def _report_results(results: list[UtteranceResult], corpus: Corpus | None, arguments: argparse.Namespace) -> None:
     """On stdout: transcripts of files, or what was left out of a corpus and its error rates."""
     from lact_asr.inference.evaluation import format_table, summarise
 
@@ -76,6 +84,12 @@ def _report_results(results: list[UtteranceResult], corpus: Corpus | None) -> No
         if corpus.problems:
             print(corpus.report())
         print(format_table({corpus.name: summarise(results)}))
+        return
+    if arguments.output is None and arguments.output_format == "jsonl":
+        sys.stdout.writelines(result.json_line(arguments.word_times) for result in results)
+        return
+    if arguments.output is None and arguments.output_format is not None:
+        write_transcripts(timed_transcripts(results), arguments.output_format, None)
         return
     for result in results:
         if not result.failed:
@@ -85,7 +99,7 @@ def _report_results(results: list[UtteranceResult], corpus: Corpus | None) -> No
 
 
 def _report_run(
-    results: list[UtteranceResult], arguments: argparse.Namespace, refusals: dict[str, int], path: Path | None
+    results: list[UtteranceResult], arguments: argparse.Namespace, refusals: dict[str, int], paths: list[Path]
 ) -> None:
     """On stderr, so that stdout holds results alone: how they came about and where they are."""
     from lact_asr.inference.inference_setup import describe_recogniser
@@ -97,8 +111,8 @@ def _report_run(
         lines.append(f"TTT left {count} of {len(results)} utterances as they were: {reason}.")
     if ignored := ignored_flags(arguments):
         lines.append(f"Without --use_ttt nothing was adapted; without effect: {', '.join(ignored)}.")
-    if path is not None:
-        lines.append(f"Results: {path}")
+    if paths:
+        lines.append(f"Results: {', '.join(map(str, paths[:3]))}{' …' * (len(paths) > 3)}")
     print("\n".join(lines), file=sys.stderr)
 
 

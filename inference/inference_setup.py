@@ -132,7 +132,9 @@ def _decoding_values(arguments: argparse.Namespace) -> dict[str, object]:
 
 def results_settings(arguments: argparse.Namespace) -> dict[str, str]:
     """What decides the results: everything but where they go and on what they are computed."""
-    left_out = ("output", "resume", "device", "move_emission_to_cpu", "max_samples", "batch_size", "word_times")
+    left_out = (
+        "output", "output_format", "word_times", "resume", "device", "move_emission_to_cpu", "max_samples", "batch_size",
+    )  # fmt: skip
     return {key: str(value) for key, value in vars(arguments).items() if key not in left_out}
 
 

@@ -35,6 +35,25 @@ class Word:
     confidence: float | None = None
 
 
+@dataclass(frozen=True)
+class TimedTranscript:
+    """What the formats of `lact_asr.inference.transcript_formats` write of a recording.
+
+    Attributes:
+        id: the recording's name.
+        text: words with single spaces.
+        words: those of the text.
+        audio_seconds: how long the recording is.
+        characters: those of the words, each as a `Word`; empty where their times are not known.
+    """
+
+    id: str
+    text: str
+    words: tuple[Word, ...]
+    audio_seconds: float
+    characters: tuple[Word, ...] = ()
+
+
 def words_in_seconds(words: Iterable[TimedWord], front_end: Wav2Vec2FrontEnd) -> tuple[Word, ...]:
     """A decoder's words with times in seconds."""
     return tuple(

@@ -29,7 +29,8 @@ The others are compared with the first, by the paired bootstrap over utterances.
 """
 
 _RUN_FLAGS = (
-    "audio_file", "audio_dir", "data_dir", "subset", "dataset_type", "max_samples", "output", "word_times", "resume", "batch_size",
+    "audio_file", "audio_dir", "data_dir", "subset", "dataset_type", "max_samples", "output", "output_format", "word_times",
+    "resume", "batch_size",
 )  # fmt: skip
 
 

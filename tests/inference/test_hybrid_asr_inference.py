@@ -16,6 +16,7 @@ import soxr
 
 from lact_asr.checkpoint import load_checkpoint, save_checkpoint
 from lact_asr.inference.arguments import parse_arguments
+from lact_asr.inference.convert_results import main as convert
 from lact_asr.inference.evaluation import read_results
 from lact_asr.inference.hybrid_asr_inference import main
 from lact_asr.inference.inference_setup import fill_in_defaults, make_recogniser
@@ -338,6 +339,64 @@ def test_resuming(transcribe, saved_checkpoint, librispeech, tmp_path):
     assert "was written with beam_size '1', not '7'" in other.err
 
 
+# Other formats
+
+
+def test_formats_of_recordings(transcribe, saved_checkpoint, audio, tmp_path):
+    paths = [audio.write(tmp_path / "in" / name, 1.2, seed=i) for i, name in enumerate(("a.wav", "b.flac"))]
+    flags = ["--checkpoint", saved_checkpoint, "--greedy", "--audio_file"]
+    texts = transcripts(transcribe(*flags, *paths).out)
+    one = transcribe(*flags, paths[0], "--output_format", "srt")
+    assert one.out.startswith("1\n00:00:0")
+    assert " ".join(line for line in one.out.splitlines() if line[:1].isalpha()) == texts[str(paths[0])]
+    several = transcribe(*flags, *paths, "--output_format", "vtt", "--output", tmp_path / "vtt")
+    assert transcripts(several.out) == texts
+    assert (tmp_path / "vtt" / "b.vtt").read_text().startswith("WEBVTT\n\n00:")
+    assert str(tmp_path / "vtt" / "a.vtt") in several.err
+    assert transcribe(*flags, *paths, "--use_ttt", "--output", tmp_path / "both.ctm").code == 0
+    ctm = [line.split() for line in (tmp_path / "both.ctm").read_text().splitlines()]
+    assert {line[0] for line in ctm} == {str(path) for path in paths}
+    assert all(0 <= float(start) < float(start) + float(duration) <= 1.2 for _, _, start, duration, *_ in ctm)
+    lines = [
+        json.loads(line)
+        for line in transcribe(*flags, *paths, "--output_format", "jsonl", "--word_times").out.splitlines()
+    ]
+    assert {line["id"]: " ".join(word["text"] for word in line["words"]) for line in lines} == texts
+    refused = transcribe(*flags, *paths, "--output", tmp_path / "a.srt")
+    assert (refused.code, refused.out) == (2, "")
+    assert "give --output a folder" in refused.err
+
+
+def test_formats_of_a_corpus_come_from_a_results_file_that_can_be_resumed(
+    transcribe, saved_checkpoint, librispeech, tmp_path
+):
+    shutil.copy(saved_checkpoint, tmp_path)
+    flags = ["--checkpoint", tmp_path / "best_model.pt", "--data_dir", librispeech, "--subset", "test-tiny", "--greedy"]
+    assert transcribe(*flags, "--output", tmp_path / "all.ctm").code == 0
+    whole = (tmp_path / "all.ctm").read_text()
+    results = tmp_path / "results_test-tiny_greedy.jsonl"
+    content = results.read_bytes()
+    results.write_bytes(content[: content.rfind(b"7-2-0000") + 40])  # killed inside the third result
+    resumed = transcribe(*flags, "--output", tmp_path / "all.ctm", "--resume")
+    assert resumed.code == 0
+    assert (tmp_path / "all.ctm").read_text() == whole
+    assert {line.split()[0] for line in whole.splitlines()} == {"7-1-0000", "7-1-0001", "7-2-0000", "7-2-0001"}
+    assert convert(["--results", str(results), "--output", str(tmp_path / "again.ctm")]) == 0
+    assert (tmp_path / "again.ctm").read_text() == whole
+    assert transcribe(*flags, "--output_format", "ctm").code == 2
+
+
+def test_results_that_cannot_be_converted(transcribe, saved_checkpoint, librispeech, tmp_path, capsys):
+    flags = ["--checkpoint", saved_checkpoint, "--data_dir", librispeech, "--subset", "test-tiny", "--greedy"]
+    assert transcribe(*flags, "--output", tmp_path / "r.jsonl").code == 0
+    for arguments, reason in (
+        (["--output_format", "ctm"], "has no word times; transcribe with --word_times"),
+        (["--output", str(tmp_path / "x")], "Give --output_format"),
+    ):
+        assert convert(["--results", str(tmp_path / "r.jsonl"), *arguments]) == 2
+        assert reason in capsys.readouterr().err
+
+
 # As users start it
 
 
@@ -360,7 +419,7 @@ def test_help_names_every_flag(capsys):
     text = capsys.readouterr().out
     for flag in ("audio_file", "data_dir", "subset", "use_ttt", "ttt_loss_type", "beam_size", "move_emission_to_cpu",
                  "lm_weight", "word_score", "beam_threshold", "max_samples", "resume", "output",
-                 "word_times"):  # fmt: skip
+                 "word_times", "output_format"):  # fmt: skip
         assert f"--{flag}" in text
 
 

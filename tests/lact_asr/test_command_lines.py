@@ -11,6 +11,7 @@ import pytest
     [
         ("lact_asr.inference.hybrid_asr_inference", "--ttt_recipe"),
         ("lact_asr.inference.evaluate_robustness", "--conditions"),
+        ("lact_asr.inference.convert_results", "--output_format"),
         ("lact_asr.inference.feature_statistics", "--subset"),
         ("lact_asr.training.train_hybrid_asr", "--output"),
         ("lact_asr.data.check_corpus", "--subset"),

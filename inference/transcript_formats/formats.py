@@ -1,0 +1,143 @@
+"""The formats of transcripts by name and file suffix, and writing them."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lact_asr.errors import InputError
+from lact_asr.inference.transcript_formats.ctm import ctm
+from lact_asr.inference.transcript_formats.subtitles import srt, vtt
+from lact_asr.inference.transcript_formats.textgrid import textgrid
+from lact_asr.inference.word_times import TimedTranscript
+from lact_asr.json_files import write_text
+
+if TYPE_CHECKING:
+    from lact_asr.inference.evaluation import UtteranceResult
+
+
+@dataclass(frozen=True)
+class Format:
+    """How transcripts are written: `of_all` puts all into one file, `of_one` makes a file for each recording."""
+
+    suffix: str
+    meaning: str
+    of_all: Callable[[Iterable[TimedTranscript]], str] | None = None
+    of_one: Callable[[TimedTranscript], str] | None = None
+
+
+def timed_transcripts(results: Iterable[UtteranceResult]) -> list[TimedTranscript]:
+    """What can be written of results; failed ones are left out.
+
+    Raises:
+        InputError: a result without word times, from a results file that was written without them.
+    """
+    transcripts = []
+    for result in results:
+        if result.failed:
+            continue
+        if result.words is None:
+            raise InputError(f"The result of {result.id} has no word times; transcribe with --word_times.")
+        transcripts.append(TimedTranscript(result.id, result.hypothesis, result.words, result.audio_seconds))
+    return transcripts
+
+
+def text_lines(transcripts: Iterable[TimedTranscript]) -> str:
+    """A line for each recording: its name, a tab, its transcript."""
+    return "".join(f"{transcript.id}\t{transcript.text}\n" for transcript in transcripts)
+
+
+def json_lines(transcripts: Iterable[TimedTranscript]) -> str:
+    """A JSON object for each recording."""
+    return "".join(json.dumps(asdict(transcript), ensure_ascii=False) + "\n" for transcript in transcripts)
+
+
+FORMATS = {
+    "text": Format(".txt", "a line a recording: name, tab, transcript", of_all=text_lines),
+    "jsonl": Format(".jsonl", "a JSON object a recording", of_all=json_lines),
+    "srt": Format(".srt", "SubRip subtitles", of_one=srt),
+    "vtt": Format(".vtt", "WebVTT subtitles", of_one=vtt),
+    "ctm": Format(".ctm", "a line a word: recording, channel, start, duration, word, confidence", of_all=ctm),
+    "textgrid": Format(".TextGrid", "Praat's interval tiers", of_one=textgrid),
+}
+FORMATS_HELP = "; ".join(f"{name} ({format.suffix}): {format.meaning}" for name, format in FORMATS.items())
+
+
+def choose_format(name: str | None, output: Path | None, default: str | None = None) -> str | None:
+    """A format by its name, else by the suffix of the file to write, else the default."""
+    if name is not None or output is None:
+        return name or default
+    suffixes = {format.suffix.lower(): name for name, format in FORMATS.items()}
+    return suffixes.get(output.suffix.lower(), default)
+
+
+def check_destination(format_name: str, output: Path | None, ids: Sequence[str]) -> None:
+    """Refuse, before anything is computed, what `write_transcripts` could not write.
+
+    Raises:
+        InputError: a file where a folder is needed or the other way round, or two recordings whose files would have one name.
+    """
+    format = FORMATS[format_name]
+    if format.of_all is not None:
+        if output is not None and output.is_dir():
+            raise InputError(f"{output} is a folder; --output must name the {format_name} file to write.")
+        return
+    if len(ids) == 1:
+        return
+    if output is None or output.suffix.lower() == format.suffix.lower() or output.is_file():
+        raise InputError(
+            f"A {format_name} file holds one recording, and there are {len(ids)}: give --output a folder, "
+            f"and --output_format {format_name}."
+        )
+    doubled = [name for name, count in Counter(_file_names(ids)).items() if count > 1]
+    if doubled:
+        raise InputError(f"Two recordings would be written to {output / doubled[0]}{format.suffix}; rename one.")
+
+
+def write_transcripts(transcripts: Sequence[TimedTranscript], format_name: str, output: Path | None) -> list[Path]:
+    """Write to a file, to a folder (formats of one recording a file), or, without an output, to stdout.
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        InputError: they cannot be written.
+    """
+    format = FORMATS[format_name]
+    if output is None:
+        render = format.of_all or (lambda every: "".join(map(format.of_one, every)))
+        sys.stdout.write(render(transcripts))
+        return []
+    if format.of_all is not None:
+        contents = {output: format.of_all(transcripts)}
+    elif len(transcripts) == 1 and not output.is_dir():
+        contents = {output: format.of_one(transcripts[0])}
+    else:
+        names = _file_names([transcript.id for transcript in transcripts])
+        contents = {
+            output / f"{name}{format.suffix}": format.of_one(transcript)
+            for name, transcript in zip(names, transcripts, strict=True)
+        }
+    for path, content in contents.items():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(path, content)
+        except OSError as error:
+            raise InputError(f"{path} cannot be written: {error.strerror}.") from None
+    return list(contents)
+
+
+def _file_names(ids: Sequence[str]) -> list[str]:
+    """A name for each recording: its file's without the suffix, or, where two have the same, its whole path."""
+    stems = [Path(id).stem for id in ids]
+    counts = Counter(stems)
+    return [
+        stem if counts[stem] == 1 else re.sub(r"[^\w.+-]+", "_", id).strip("_")
+        for stem, id in zip(stems, ids, strict=True)
+    ]
