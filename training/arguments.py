@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TypeVar
 
@@ -12,6 +12,7 @@ from lact_asr.audio import MIN_SAMPLES
 from lact_asr.data.corpus_listings import DATASET_TYPES
 from lact_asr.data.download import CORPORA
 from lact_asr.errors import InputError
+from lact_asr.training.trackers import TRACKERS
 from lact_asr.ttt_names import (
     FEATURE_OFFSET,
     LOSSES,
@@ -29,8 +30,8 @@ Number = TypeVar("Number", int, float)
 DESCRIPTION = """Train a hybrid LaCT + Wav2Vec2 model with CTC.
 
 Writes to --output_dir: best_model.pt (by validation WER; self-contained), checkpoint_STEP.pt (to resume from),
-lm.arpa (an n-gram model of the training transcripts), training_log.jsonl, TensorBoard files, run.json, config.json,
-vocab.json, left_out.json (utterances that cannot be used, and why) and test_results.json.
+lm.arpa (an n-gram model of the training transcripts), training_log.jsonl, TensorBoard files, training_curves.png (with
+matplotlib), run.json, config.json, vocab.json, left_out.json (utterances that cannot be used, and why) and test_results.json.
 SIGTERM or Ctrl-C saves a checkpoint and stops. --resume_from_checkpoint goes on from there, or after a crash from the
 last checkpoint, and ends with the very weights (on the CPU) of a run that was never stopped."""
 
@@ -131,7 +132,7 @@ def _add_data(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--noise_colours",
-        type=_colours,
+        type=_names(NOISE_COLOURS),
         default=(),
         metavar="A,B,…",
         help=f"mix Gaussian noise of these colours into training audio: {', '.join(NOISE_COLOURS)}",
@@ -301,8 +302,22 @@ def _add_optimisation(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--gradient_accumulation_steps", type=_positive_int, default=1, help="default: %(default)s")
     group.add_argument(
         "--mixed_precision",
+        nargs="?",
+        const="auto",
+        choices=("auto", "bf16", "fp16", "no"),
+        default=None,
+        help="by itself or auto: bfloat16 (float16 on older GPUs) where the device has it, float32 on CPUs "
+        "(default: of accelerate's configuration if there is one, else no)",
+    )
+    group.add_argument(
+        "--gradient_checkpointing",
         action="store_true",
-        help="bfloat16 (float16 on older GPUs) where the device has it; float32 on CPUs",
+        help="keep only the layers' inputs for the backward pass and compute the rest again: less memory, more time",
+    )
+    group.add_argument(
+        "--compile",
+        action="store_true",
+        help="torch.compile the front end and each block: faster steps after a first one that takes a minute or more",
     )
 
 
@@ -320,6 +335,14 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--seed", type=_non_negative_int, default=0, help="default: %(default)s")
     group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: %(default)s")
     group.add_argument("--logging_steps", type=_positive_int, default=20, help="default: %(default)s")
+    group.add_argument(
+        "--trackers",
+        type=_names(TRACKERS),
+        default=("tensorboard",),
+        metavar="A,B,…",
+        help=f"where to watch the run, besides training_log.jsonl: {', '.join(TRACKERS)} (pip install wandb), or none "
+        "(default: tensorboard)",
+    )
     group.add_argument(
         "--eval_steps",
         type=_positive_int,
@@ -392,11 +415,16 @@ def _checked(kind: Callable[[str], Number], text: str, is_valid: Callable[[Numbe
     return value
 
 
-def _colours(text: str) -> tuple[str, ...]:
-    colours = tuple(text.split(","))
-    if unknown := set(colours) - set(NOISE_COLOURS):
-        raise argparse.ArgumentTypeError(f"{min(unknown)!r} is none of {', '.join(NOISE_COLOURS)}")
-    return colours
+def _names(allowed: Collection[str]) -> Callable[[str], tuple[str, ...]]:
+    """Some of the allowed names, with commas; "none" is none of them."""
+
+    def parse(text: str) -> tuple[str, ...]:
+        names = () if text == "none" else tuple(text.split(","))
+        if unknown := set(names) - set(allowed):
+            raise argparse.ArgumentTypeError(f"{min(unknown)!r} is none of {', '.join(allowed)}")
+        return names
+
+    return parse
 
 
 def _floats(text: str) -> tuple[float, ...]:

@@ -1,4 +1,4 @@
-"""What a run writes down while it goes: one JSON line for each event, TensorBoard scalars, and a description of itself."""
+"""What a run writes down while it goes: one JSON line for each event, numbers for trackers, and a description of itself."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 
 import torch
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from lact_asr.checkout import git_commit
 from lact_asr.errors import InputError
+from lact_asr.training.trackers import Tracker
 from lact_asr.training.training_state import Progress
 
 LOG_NAME = "training_log.jsonl"
@@ -25,27 +25,27 @@ REPORTED_PACKAGES = ("lact-asr", "torch", "transformers", "accelerate", "lhotse"
 
 
 class RunLog:
-    """Writes ``training_log.jsonl`` and TensorBoard files of a run's folder.
+    """Writes ``training_log.jsonl`` of a run's folder, and tells the trackers.
 
-    A line that finds no room on the disk is written with a later one; TensorBoard, which shows nothing but these
-    lines, then ends.
+    A line that finds no room on the disk is written with a later one; a tracker that finds none, and shows nothing but
+    these lines, then ends.
 
     Args:
         output_dir: of the run.
+        trackers: get all numbers.
         resumed: where the run goes on: what was logged after that is cut off, since it comes again. None for a new run,
             which starts an empty log.
     """
 
-    def __init__(self, output_dir: Path, resumed: Progress | None = None) -> None:
+    def __init__(self, output_dir: Path, trackers: Sequence[Tracker] = (), resumed: Progress | None = None) -> None:
         path = output_dir / LOG_NAME
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - closed by close()
         self._file.truncate(0 if resumed is None else _bytes_until(resumed, path))
         self._unwritten = b""
-        purge_step = 0 if resumed is None else resumed.step + 1  # earlier events from there on are hidden
-        self._tensorboard: SummaryWriter | None = SummaryWriter(str(output_dir / "tensorboard"), purge_step=purge_step)
+        self._trackers = list(trackers)
 
     def write(self, event: str, step: int, values: dict[str, object]) -> None:
-        """Write one event; numbers also go to TensorBoard as ``event/name``. What is not finite is written as null."""
+        """Write one event; numbers also go to trackers as ``event/name``. What is not finite is written as null."""
         values = {
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in values.items()
@@ -56,8 +56,8 @@ class RunLog:
             self._write_lines()
         except OSError as error:
             warn(f"a line of the log could not be written ({error.strerror}); it is tried again with the next.")
-        scalars = {f"{event}/{name}": value for name, value in values.items() if isinstance(value, (int, float))}
-        self._to_tensorboard(lambda board: [board.add_scalar(name, value, step) for name, value in scalars.items()])
+        numbers = {f"{event}/{name}": value for name, value in values.items() if isinstance(value, (int, float))}
+        self._tell_trackers(lambda tracker: tracker.write(numbers, step))
 
     def flush(self) -> None:
         """Bring everything to the disk: a checkpoint must not know of more than the log does.
@@ -67,25 +67,25 @@ class RunLog:
         """
         self._write_lines()
         os.fsync(self._file.fileno())
-        self._to_tensorboard(SummaryWriter.flush)
+        self._tell_trackers(lambda tracker: tracker.flush())
 
     def close(self) -> None:
         """Flush and close; raises as `flush` does."""
         self.flush()
         self._file.close()
-        self._to_tensorboard(SummaryWriter.close)
+        self._tell_trackers(lambda tracker: tracker.close())
 
     def _write_lines(self) -> None:
         while self._unwritten:
             self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
 
-    def _to_tensorboard(self, write: Callable[[SummaryWriter], object]) -> None:
-        if self._tensorboard is not None:
+    def _tell_trackers(self, tell: Callable[[Tracker], None]) -> None:
+        for tracker in list(self._trackers):
             try:
-                write(self._tensorboard)
+                tell(tracker)
             except OSError as error:
-                self._tensorboard = None
-                warn(f"TensorBoard's files cannot be written any more ({error.strerror}); {LOG_NAME} goes on.")
+                self._trackers.remove(tracker)
+                warn(f"What {tracker.package} shows cannot be written any more ({error.strerror}); {LOG_NAME} goes on.")
 
 
 def _bytes_until(resumed: Progress, log: Path) -> int:

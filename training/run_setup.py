@@ -7,18 +7,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType
 from accelerate.utils import set_seed
+from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from lact_asr.audio import SAMPLE_RATE_HZ
 from lact_asr.checkpoint import BEST_MODEL, load_checkpoint
+from lact_asr.configuration_hybrid_asr import HybridASRConfig
 from lact_asr.data.batching import SpeechDataLoader
 from lact_asr.data.corpora import Corpus, load_corpus
+from lact_asr.errors import InputError
 from lact_asr.inference.inference_setup import LANGUAGE_MODEL_NAME, choose_device
 from lact_asr.inference.ngram_training import build_ngram
 from lact_asr.json_files import write_json
 from lact_asr.model_sizes import count_parameters
 from lact_asr.modeling_hybrid_asr import HybridASRForCTC
+from lact_asr.training.block_options import checkpoint_activations, compile_in_place
 from lact_asr.training.checkpoint_rotation import delete_unfinished_files
 from lact_asr.training.data_setup import (
     choose_processor,
@@ -30,7 +34,9 @@ from lact_asr.training.data_setup import (
 )
 from lact_asr.training.front_end_warm_start import warm_start_front_end
 from lact_asr.training.model_setup import make_config, make_model
+from lact_asr.training.processes import start_from_the_main_process
 from lact_asr.training.run_log import RunLog, describe_run
+from lact_asr.training.trackers import check_trackers, start_trackers
 from lact_asr.training.trainer import Trainer
 from lact_asr.training.ttt_rates import calibrate_rates
 from lact_asr.training.validation import validate
@@ -40,23 +46,42 @@ def make_accelerator(arguments: argparse.Namespace) -> Accelerator:
     """Device, precision and processes.
 
     Raises:
-        InputError: a GPU was asked for and there is none.
+        InputError: a GPU or a precision was asked for that is not there.
     """
-    use_cpu = choose_device(arguments.device).type == "cpu"
-    precision = "no"
-    if arguments.mixed_precision and not use_cpu:
-        precision = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    device = choose_device(arguments.device)
     accelerator = Accelerator(
-        cpu=use_cpu,
-        mixed_precision=precision,
+        cpu=device.type == "cpu",
+        mixed_precision=choose_precision(arguments.mixed_precision, device),
         gradient_accumulation_steps=arguments.gradient_accumulation_steps,
         # LayerDrop leaves parameters without gradients, differently on each process.
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
-    if arguments.mixed_precision and use_cpu:
-        accelerator.print("--mixed_precision has no effect on the CPU: training in float32.")
+    if arguments.mixed_precision == "auto" and device.type == "cpu":
+        accelerator.print("--mixed_precision has no effect on the CPU: training in float32 (bf16 asks for bfloat16).")
+    if accelerator.is_fsdp2:
+        # Weights are gathered in float32 and autocast chooses precisions, as without sharding.
+        accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
     set_seed(arguments.seed, device_specific=True)
     return accelerator
+
+
+def choose_precision(wanted: str | None, device: torch.device) -> str | None:
+    """What accelerate is told: "bf16", "fp16", "no", or None for what its own configuration says.
+
+    Args:
+        wanted: the flag's value; "auto" is the best 16-bit format of a GPU, and float32 on a CPU.
+        device: where training runs.
+
+    Raises:
+        InputError: the device has no such format.
+    """
+    if wanted == "auto":
+        return "no" if device.type == "cpu" else "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    if wanted == "fp16" and device.type == "cpu":
+        raise InputError("--mixed_precision fp16 needs a GPU; a CPU has bf16.")
+    if wanted == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise InputError("--mixed_precision bf16 was asked for but this GPU has no bfloat16; fp16 it has.")
+    return wanted
 
 
 def make_trainer(arguments: argparse.Namespace, accelerator: Accelerator, resume_from: Sequence[Path] = ()) -> Trainer:
@@ -64,7 +89,9 @@ def make_trainer(arguments: argparse.Namespace, accelerator: Accelerator, resume
 
     Nothing is written before all of the input has been found usable.
     """
+    check_trackers(arguments.trackers)
     config = make_config(arguments)
+    _check_combinations(arguments, accelerator, config)
     download_missing(arguments, accelerator)
     corpora = load_training_corpora(arguments)
     processor = choose_processor(arguments, corpora, config.do_normalize)
@@ -86,22 +113,55 @@ def make_trainer(arguments: argparse.Namespace, accelerator: Accelerator, resume
         _warm_start(arguments, accelerator, model, training_batches)
         if model.ttt_rates is not None and config.ttt_optimizer == "sgd":
             calibrate_rates(model.to(accelerator.device), training_batches, accelerator.device)
+    _prepare_layers(arguments, accelerator, model)
     trainer = Trainer(arguments, accelerator, model, processor, training_batches, validation_batches)
     if resume_from:
         path = trainer.resume(resume_from)
         accelerator.print(f"Going on from {path}, step {trainer.progress.step} of {trainer.total_steps}.")
     if accelerator.is_main_process:
         delete_unfinished_files(arguments.output_dir)
-        _describe(arguments, model, processor.vocabulary)
+        description = _describe(arguments, model, processor.vocabulary)
         _write_left_out(arguments, reported)
         _build_language_model(arguments, training_corpus, reuse=bool(resume_from))
-        trainer.log = RunLog(arguments.output_dir, trainer.progress if resume_from else None)
+        trackers = start_trackers(arguments.trackers, arguments.output_dir, description, trainer.progress.step + 1)
+        trainer.log = RunLog(arguments.output_dir, trackers, trainer.progress if resume_from else None)
     if arguments.warmup_steps >= trainer.total_steps:
         accelerator.print(
             f"Note: --warmup_steps {arguments.warmup_steps} is not below the run's {trainer.total_steps} steps; "
             "the learning rate will not reach its peak."
         )
     return trainer
+
+
+def _check_combinations(arguments: argparse.Namespace, accelerator: Accelerator, config: HybridASRConfig) -> None:
+    """Refuse, before anything is read, what cannot work together."""
+    chosen = {
+        "--gradient_checkpointing": arguments.gradient_checkpointing,
+        "--compile": arguments.compile,
+        "FSDP": accelerator.distributed_type == DistributedType.FSDP,
+    }
+    used = [name for name, is_chosen in chosen.items() if is_chosen]
+    if config.ttt_training == "meta" and used:
+        raise InputError(
+            f"{used[0]} cannot be combined with --ttt_training meta, which differentiates through a step on copies of "
+            "the weights."
+        )
+    if chosen["FSDP"] and not accelerator.is_fsdp2:
+        raise InputError("Of FSDP only version 2 is supported: set fsdp_version: 2 in accelerate's configuration.")
+    if chosen["FSDP"] and arguments.optimizer == "muon":
+        raise InputError("--optimizer muon needs whole matrices and cannot be combined with FSDP; use adamw, or DDP.")
+
+
+def _prepare_layers(arguments: argparse.Namespace, accelerator: Accelerator, model: HybridASRForCTC) -> None:
+    if arguments.gradient_checkpointing:
+        checkpoint_activations(model)
+    if arguments.compile:
+        compile_in_place([model.front_end, *model.blocks])
+    if accelerator.is_fsdp2:
+        start_from_the_main_process(model, accelerator)
+        if model.config.layerdrop > 0:
+            accelerator.print("LayerDrop is off: with FSDP every process must take part in every block.")
+            model.config.layerdrop = 0.0
 
 
 def _report_batches(arguments: argparse.Namespace, accelerator: Accelerator, corpus: Corpus, batches) -> None:
@@ -113,13 +173,16 @@ def _report_batches(arguments: argparse.Namespace, accelerator: Accelerator, cor
     )
 
 
-def _describe(arguments: argparse.Namespace, model: HybridASRForCTC, vocabulary: dict[str, int]) -> None:
+def _describe(arguments: argparse.Namespace, model: HybridASRForCTC, vocabulary: dict[str, int]) -> dict:
+    """Write down what is run; returns the content of ``run.json``."""
     counts = count_parameters(model)
     counts["total"] = sum(counts.values())
     print(f"Model: {counts['total'] / 1e6:.2f} M parameters, {model.config.frame_rate_hz:g} frames a second.")
-    write_json(arguments.output_dir / "run.json", describe_run(vars(arguments), counts))
+    description = describe_run(vars(arguments), counts)
+    write_json(arguments.output_dir / "run.json", description)
     write_json(arguments.output_dir / "vocab.json", vocabulary)
     model.config.to_json_file(arguments.output_dir / "config.json", use_diff=False)
+    return description
 
 
 def _write_left_out(arguments: argparse.Namespace, corpora: list[Corpus]) -> None:

@@ -21,7 +21,15 @@ from lact_asr.modeling_hybrid_asr import HybridASRForCTC
 from lact_asr.processing_hybrid_asr import HybridASRProcessor
 from lact_asr.text import WORD_DELIMITER_TOKEN
 from lact_asr.training.checkpoint_rotation import checkpoint_path, load_newest_readable, rotate_checkpoints
+from lact_asr.training.curves import draw_curves
 from lact_asr.training.optimization import make_optimizer, make_scheduler, parameter_groups
+from lact_asr.training.processes import (
+    load_states,
+    mean_over_processes,
+    model_state,
+    optimizer_state,
+    whole_model,
+)
 from lact_asr.training.run_log import LOG_NAME, RunLog, warn
 from lact_asr.training.stop_request import Stopped, StopRequest
 from lact_asr.training.training_losses import LOGGED_LOSSES, TrainingLosses
@@ -78,9 +86,9 @@ class Trainer:
         self._random_state = random_state()
 
     @property
-    def plain_model(self) -> HybridASRForCTC:
-        """The model without accelerate's wrappers."""
-        return self.accelerator.unwrap_model(self.model).model
+    def plain_losses(self) -> TrainingLosses:
+        """What is trained, without accelerate's wrappers."""
+        return self.accelerator.unwrap_model(self.model)
 
     def resume(self, paths: Sequence[Path]) -> Path:
         """Take everything over from the first of `save_state`'s files, or from the next one where it cannot be read.
@@ -97,8 +105,7 @@ class Trainer:
                 f"The vocabulary in {path} differs from the one of this training data; they do not belong together."
             )
         try:
-            self.plain_model.load_state_dict(content["model"])
-            self.optimizer.load_state_dict(content["optimizer"])
+            load_states(self.plain_losses, self.optimizer.optimizer, content["model"], content["optimizer"])
         except (RuntimeError, ValueError) as error:
             raise InputError(
                 f"The training state {path} is of another model configuration, optimizer or other frozen parts: "
@@ -174,7 +181,8 @@ class Trainer:
         started, device = time.perf_counter(), self.accelerator.device
         with self.accelerator.accumulate(self.model):
             inputs = {name: batch[name].to(device, non_blocking=True) for name in INPUTS if name in batch}
-            losses = self.model(**inputs)
+            with self.accelerator.autocast():  # FSDP2 has none of its own
+                losses = self.model(**inputs)
             # A loss that is not finite makes all gradients so, on all processes; any other is left as it is.
             self.accelerator.backward(losses.total * (1 + 0 * losses.total.detach()))
             stepped = self.accelerator.sync_gradients
@@ -251,7 +259,10 @@ class Trainer:
 
     def _log_recent(self, bar: tqdm) -> None:
         recent, self._recent = self._recent, []
-        means = self._mean_losses(recent)
+        means = mean_over_processes(
+            self.accelerator,
+            {name: sum(entry[name] for entry in recent) / len(recent) for name in LOGGED_LOSSES if name in recent[0]},
+        )
         if self.log is None:
             return
         speed = sum(entry["audio_seconds"] for entry in recent) / sum(entry["seconds"] for entry in recent)
@@ -270,38 +281,32 @@ class Trainer:
             f"loss {means['ctc_loss']:.3f}, best WER {'-' if best is None else f'{best:.1%}'}, {speed:.0f} s audio/s"
         )
 
-    def _mean_losses(self, recent: list[dict[str, float]]) -> dict[str, float]:
-        """Over the batches of all processes, which must all take part."""
-        names = [name for name in LOGGED_LOSSES if name in recent[0]]
-        own = [sum(entry[name] for entry in recent) / len(recent) for name in names]
-        means = self.accelerator.reduce(torch.tensor(own, dtype=torch.float64, device=self.accelerator.device), "mean")
-        return dict(zip(names, means.tolist(), strict=True))
-
     def _validate(self, bar: tqdm, stop: StopRequest) -> None:
         """On the main process, unless this step has been validated before the run was resumed.
 
         Nothing that training draws at random depends on it. A stop request interrupts it; the resumed run makes up for it.
         """
+        model = whole_model(self.plain_losses)
         if self.accelerator.is_main_process and self.progress.validated_step != self.progress.step:
             state = random_state()
             with contextlib.suppress(Stopped):
-                self._score_and_keep(bar, stop)
+                self._score_and_keep(model, bar, stop)
             restore_random_state(state)
         self.accelerator.wait_for_everyone()
 
-    def _score_and_keep(self, bar: tqdm, stop: StopRequest) -> None:
+    def _score_and_keep(self, model: HybridASRForCTC, bar: tqdm, stop: StopRequest) -> None:
         """Score the validation set and keep the model if it is the best so far.
 
         A meta-trained model is judged by what it does after its step.
         """
-        result, values = self._score(stop, use_ttt=False), {}
-        if self.plain_model.config.ttt_training == "meta":
+        result, values = self._score(model, stop, use_ttt=False), {}
+        if model.config.ttt_training == "meta":
             values = {"wer_without_ttt": result.wer, "cer_without_ttt": result.cer, "loss_without_ttt": result.loss}
-            result = self._score(stop, use_ttt=True)
+            result = self._score(model, stop, use_ttt=True)
         better = self.progress.is_better(result.wer, result.cer)
         if better:
             with self._going_on_without(BEST_MODEL):
-                self._save_best(result)
+                self._save_best(model, result)
         self.progress.validated_step = self.progress.step
         self.log.write(
             "validation", self.progress.step, {"wer": result.wer, "cer": result.cer, "loss": result.loss, **values}
@@ -311,18 +316,18 @@ class Trainer:
             f"step {self.progress.step}: validation WER {result.wer:.2%}{before}, CER {result.cer:.2%}"
             f"{' (best so far)' if better else ''}"
         )
+        draw_curves(self.arguments.output_dir)
 
-    def _score(self, stop: StopRequest, use_ttt: bool) -> ValidationResult:
+    def _score(self, model: HybridASRForCTC, stop: StopRequest, use_ttt: bool) -> ValidationResult:
         with self.accelerator.autocast():
             return validate(
-                self.plain_model, self.validation_batches, self.vocabulary, self.accelerator.device, use_ttt=use_ttt,
-                stop=stop,
-            )  # fmt: skip
+                model, self.validation_batches, self.vocabulary, self.accelerator.device, use_ttt=use_ttt, stop=stop
+            )
 
-    def _save_best(self, result: ValidationResult) -> None:
+    def _save_best(self, model: HybridASRForCTC, result: ValidationResult) -> None:
         """Write the self-contained ``best_model.pt``."""
         notes = {"step": self.progress.step, "wer": result.wer, "cer": result.cer}
-        save_checkpoint(self.arguments.output_dir / BEST_MODEL, self.plain_model, self.vocabulary, notes)
+        save_checkpoint(self.arguments.output_dir / BEST_MODEL, model, self.vocabulary, notes)
         self.progress.best_wer, self.progress.best_cer = result.wer, result.cer
 
     def save_state(self) -> None:
@@ -332,6 +337,7 @@ class Trainer:
             OSError: it cannot be written; those before it are still there.
         """
         random_states = gather_object([self._random_state])
+        model, optimizer = model_state(self.plain_losses), optimizer_state(self.plain_losses, self.optimizer.optimizer)
         if not self.accelerator.is_main_process:
             return
         self.log.flush()
@@ -339,8 +345,8 @@ class Trainer:
         path = checkpoint_path(self.arguments.output_dir, self.progress.step)
         save_training_state(
             path,
-            model=self.plain_model.state_dict(),
-            optimizer=self.optimizer.state_dict(),
+            model=model,
+            optimizer=optimizer,
             scheduler=self.scheduler.state_dict(),
             scaler=None if scaler is None else scaler.state_dict(),
             random=random_states,

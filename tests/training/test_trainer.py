@@ -21,7 +21,7 @@ def test_every_file_is_there_and_nothing_temporary(finished_run):
     names = {path.name for path in finished_run.folder.iterdir()}
     assert names == {
         "best_model.pt", "checkpoint_00000008.pt", "checkpoint_00000010.pt", "lm.arpa", "training_log.jsonl", "tensorboard", "run.json", "vocab.json",
-        "config.json", "left_out.json", "test_results.json",
+        "config.json", "left_out.json", "test_results.json", "training_curves.png",
     }  # fmt: skip
     assert list((finished_run.folder / "tensorboard").glob("events.*"))
     assert (finished_run.folder / "lm.arpa").read_text().lstrip().startswith("\\data\\")

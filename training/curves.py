@@ -1,0 +1,60 @@
+"""A picture of a run: loss, error rates and learning rates over steps, from its log."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from pathlib import Path
+
+CURVES_NAME = "training_curves.png"
+# Panels, and which numbers of which events they show.
+PANELS = {
+    "loss": (("train", "ctc_loss"), ("train", "ttt_loss"), ("train", "ctc_loss_after"), ("validation", "loss")),
+    "error rate": (("validation", "wer"), ("validation", "cer")),
+    "learning rate": (("train", "learning_rate"), ("train", "encoder_learning_rate")),
+}
+
+logger = logging.getLogger(__name__)
+
+
+def draw_curves(output_dir: Path) -> None:
+    """Write ``training_curves.png`` from ``training_log.jsonl``; where that fails, a warning says why and nothing else happens."""
+    try:
+        _draw(output_dir)
+    except Exception as error:  # no picture is worth a run
+        logger.warning("no %s: %s", CURVES_NAME, error)
+
+
+def read_curves(log: Path) -> dict[tuple[str, str], list[tuple[int, float]]]:
+    """(event, name) -> (step, value) in order of steps; of a step logged twice, as by a run that was killed and resumed, the last."""
+    curves: dict[tuple[str, str], dict[int, float]] = {}
+    for line in log.read_text(encoding="utf-8").splitlines():
+        try:
+            event = json.loads(line)
+        except json.JSONDecodeError:  # the last line of a killed run
+            continue
+        for name, value in event.items():
+            if isinstance(value, (int, float)):
+                curves.setdefault((event["event"], name), {})[event["step"]] = value
+    return {key: sorted(points.items()) for key, points in curves.items()}
+
+
+def _draw(output_dir: Path) -> None:
+    from matplotlib.figure import Figure  # without pyplot: no display and no global state
+
+    curves = read_curves(output_dir / "training_log.jsonl")
+    figure = Figure(figsize=(8, 9), layout="constrained")
+    for axes, (title, lines) in zip(figure.subplots(len(PANELS), sharex=True), PANELS.items(), strict=True):
+        for event, name in lines:
+            if points := curves.get((event, name)):
+                style = {"marker": "o", "markersize": 4} if event == "validation" else {"linewidth": 0.8}
+                axes.plot(*zip(*points, strict=True), label=f"{event} {name}", **style)
+        axes.set_ylabel(title)
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend(fontsize=8)
+    axes.set_xlabel("optimiser step")
+    temporary = output_dir / f".{CURVES_NAME}.{os.getpid()}.tmp"
+    figure.savefig(temporary, format="png", dpi=100)
+    os.replace(temporary, output_dir / CURVES_NAME)
