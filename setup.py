@@ -29,7 +29,7 @@ for name in LINKED_FOLDERS:
         )
 
 RUNTIME = [
-    "torch>=2.5",
+    "torch>=2.6",
     "numpy>=1.26",
     "transformers>=5.0",
     "accelerate>=1.0",
@@ -58,6 +58,7 @@ ROBUSTNESS = [
 ]
 DEMO = [*BEAM_SEARCH, "espeakng-loader>=0.2.4", "matplotlib>=3.8"]
 ABLATIONS = [*ROBUSTNESS, "espeakng-loader>=0.2.4", "pyyaml>=6", "filelock>=3.12"]
+WANDB = ["wandb>=0.16"]
 DEV = [*DEMO, *ABLATIONS, *TRITON, "pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "ruff>=0.6"]
 
 setup(
@@ -80,6 +81,7 @@ setup(
         "demo": DEMO,
         "robustness": ROBUSTNESS,
         "ablations": ABLATIONS,
+        "wandb": WANDB,
         "dev": DEV,
     },
 )

@@ -17,11 +17,15 @@ def checkpoint_activations(model: PreTrainedModel) -> None:
     )  # the reentrant form loses gradients where no input requires one: the first layer's
 
 
-def compile_in_place(modules: Iterable[nn.Module]) -> None:
+def compile_in_place(modules: Iterable[nn.Module], backend: str = "inductor") -> None:
     """Let `torch.compile` have each module by itself, for inputs of any length; names of parameters stay.
 
     Modules of one kind share their code: the first block's compilation serves all. Around blocks are choices that depend on
     values (LayerDrop, padding) and would break a larger graph.
+
+    Args:
+        modules: compiled where they are.
+        backend: of `torch.compile`; "aot_eager" traces and differentiates without generating code, which is all but quick on CPUs.
     """
     for module in modules:
-        module.compile(dynamic=True)
+        module.compile(dynamic=True, backend=backend)

@@ -52,10 +52,10 @@ def whole_model(losses: TrainingLosses) -> HybridASRForCTC | None:
     state = get_model_state_dict(losses, options=_WHOLE)
     if not state:  # only the main process gets anything
         return None
-    device = next(losses.parameters()).device
-    model = HybridASRForCTC(deepcopy(losses.model.config)).to(device)
-    model.load_state_dict(_without_prefix(state))
-    return model
+    with torch.device("meta"):  # no weights are drawn: the random generator stays where training needs it
+        model = HybridASRForCTC(deepcopy(losses.model.config))
+    model.load_state_dict(_without_prefix(state), assign=True)
+    return model.to(next(losses.parameters()).device)
 
 
 def model_state(losses: TrainingLosses) -> dict[str, torch.Tensor]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType
+from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
 from accelerate.utils import set_seed
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
@@ -53,8 +54,12 @@ def make_accelerator(arguments: argparse.Namespace) -> Accelerator:
         cpu=device.type == "cpu",
         mixed_precision=choose_precision(arguments.mixed_precision, device),
         gradient_accumulation_steps=arguments.gradient_accumulation_steps,
-        # LayerDrop leaves parameters without gradients, differently on each process.
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        kwargs_handlers=[
+            # LayerDrop leaves parameters without gradients, differently on each process.
+            DistributedDataParallelKwargs(find_unused_parameters=True),
+            # The main process validates alone, for as long as it takes.
+            InitProcessGroupKwargs(timeout=timedelta(hours=3)),
+        ],
     )
     if arguments.mixed_precision == "auto" and device.type == "cpu":
         accelerator.print("--mixed_precision has no effect on the CPU: training in float32 (bf16 asks for bfloat16).")
@@ -120,7 +125,7 @@ def make_trainer(arguments: argparse.Namespace, accelerator: Accelerator, resume
         accelerator.print(f"Going on from {path}, step {trainer.progress.step} of {trainer.total_steps}.")
     if accelerator.is_main_process:
         delete_unfinished_files(arguments.output_dir)
-        description = _describe(arguments, model, processor.vocabulary)
+        description = _describe(arguments, accelerator, model, processor.vocabulary)
         _write_left_out(arguments, reported)
         _build_language_model(arguments, training_corpus, reuse=bool(resume_from))
         trackers = start_trackers(arguments.trackers, arguments.output_dir, description, trainer.progress.step + 1)
@@ -153,6 +158,7 @@ def _check_combinations(arguments: argparse.Namespace, accelerator: Accelerator,
 
 
 def _prepare_layers(arguments: argparse.Namespace, accelerator: Accelerator, model: HybridASRForCTC) -> None:
+    """Checkpointing, compilation, and equal weights to shard: the last things before the trainer wraps the model."""
     if arguments.gradient_checkpointing:
         checkpoint_activations(model)
     if arguments.compile:
@@ -173,12 +179,19 @@ def _report_batches(arguments: argparse.Namespace, accelerator: Accelerator, cor
     )
 
 
-def _describe(arguments: argparse.Namespace, model: HybridASRForCTC, vocabulary: dict[str, int]) -> dict:
+def _describe(
+    arguments: argparse.Namespace, accelerator: Accelerator, model: HybridASRForCTC, vocabulary: dict[str, int]
+) -> dict:
     """Write down what is run; returns the content of ``run.json``."""
     counts = count_parameters(model)
     counts["total"] = sum(counts.values())
     print(f"Model: {counts['total'] / 1e6:.2f} M parameters, {model.config.frame_rate_hz:g} frames a second.")
-    description = describe_run(vars(arguments), counts)
+    description = {
+        **describe_run(vars(arguments), counts),
+        "processes": accelerator.num_processes,
+        "distribution": accelerator.distributed_type.value,
+        "precision": accelerator.mixed_precision,
+    }
     write_json(arguments.output_dir / "run.json", description)
     write_json(arguments.output_dir / "vocab.json", vocabulary)
     model.config.to_json_file(arguments.output_dir / "config.json", use_diff=False)

@@ -64,6 +64,7 @@ def test_run_description_vocabulary_and_test_results(finished_run):
     folder = finished_run.folder
     description = json.loads((folder / "run.json").read_text())
     assert description["arguments"]["max_epochs"] == 2
+    assert (description["processes"], description["distribution"], description["precision"]) == (1, "NO", "no")
     assert description["parameters"]["total"] == sum(p.numel() for p in finished_run.best().model.parameters())
     assert json.loads((folder / "vocab.json").read_text()) == build_vocabulary()
     results = json.loads((folder / "test_results.json").read_text())

@@ -1,0 +1,291 @@
+"""What training takes on GPUs that are not at hand: hours and memory, predicted from operations and bytes that are counted.
+
+    python -m benchmarks.scaling                                         # prints the tables
+    python -m benchmarks.scaling --measured results/training.json        # with a GPU's measured rates in place of assumed ones
+    python -m benchmarks.scaling … --docs docs/scaling.md                # and writes them there, between the marks
+
+A step takes as long as its operations at the GPU's matmul rate times a utilisation, and the sum of gradients over GPUs takes as long as
+its bytes over the links: hidden behind the backward pass at best, after it at worst. The range of utilisations is assumed until
+`python -m benchmarks.training` has measured the paper-size model on a GPU and --measured names its file; measured points of CPUs are
+shown and say nothing about GPUs. Beside the document, all numbers go to scaling/predictions.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from lact_asr.errors import InputError, exit_on_input_error
+from lact_asr.json_files import write_json, write_text
+
+BEGIN, END = "<!-- written by python -m benchmarks.scaling -->", "<!-- end -->"
+PREDICTIONS = Path("scaling", "predictions.json")  # beside the document
+OURS, PAPER = "hybrid", "paper"
+GPU_COUNTS = (1, 8, 64)
+GPUS_A_MACHINE = 8
+STATE_BYTES = 16  # a parameter's weight, gradient and two moments of AdamW in float32
+GRADIENT_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is counted of a model for one utterance of the corpus's mean length.
+
+    Attributes:
+        parameters, blocks: their numbers.
+        flops: operations of a training step.
+        saved_bytes, checkpointed_bytes: of activations that wait for the backward pass, without and with gradient checkpointing.
+    """
+
+    parameters: int
+    blocks: int
+    flops: float
+    saved_bytes: float
+    checkpointed_bytes: float
+
+
+@dataclass(frozen=True)
+class Assumptions:
+    """What nothing here has measured.
+
+    Attributes:
+        corpus_hours, epochs, utterance_seconds: LibriSpeech's 960 h, and its mean utterance.
+        utterances: a batch of each GPU.
+        matmul_flops_per_second: of a large bfloat16 product on an H200.
+        utilisation: lowest and highest share of it that a step reaches.
+        link_bytes_per_second: that a GPU's all-reduce reaches within a machine (NVLink), and between machines.
+        loader_speed: seconds of audio that a CPU core decodes in a second.
+        source: where rate and utilisation come from.
+    """
+
+    corpus_hours: float = 960.0
+    epochs: int = 25
+    utterance_seconds: float = 12.3
+    utterances: int = 16
+    matmul_flops_per_second: float = 790e12
+    utilisation: tuple[float, float] = (0.2, 0.4)
+    link_bytes_per_second: tuple[float, float] = (300e9, 40e9)
+    loader_speed: float = 300.0
+    source: str = "assumed"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """For one number of GPUs; ranges are (best, worst).
+
+    Attributes:
+        hours: for all epochs.
+        audio_hours_per_hour: all GPUs together.
+        loader_cores: that decode so much, for each GPU.
+        ddp_bytes, fsdp_bytes: memory of each GPU with all activations of a batch kept.
+        ddp_checkpointed_bytes, fsdp_checkpointed_bytes: with gradient checkpointing.
+    """
+
+    gpus: int
+    hours: tuple[float, float]
+    audio_hours_per_hour: tuple[float, float]
+    loader_cores: tuple[float, float]
+    ddp_bytes: float
+    fsdp_bytes: float
+    ddp_checkpointed_bytes: float
+    fsdp_checkpointed_bytes: float
+
+
+def count_model(config_path: Path, utterance_seconds: float) -> Model:
+    """Count the model of a configuration file; a minute or less."""
+    from benchmarks.counts import ModelCounts, of_seconds
+    from benchmarks.training_systems import number_of_parameters, our_config
+    from lact_asr import HybridASRForCTC
+    from lact_asr.training.block_options import checkpoint_activations
+
+    config = our_config(str(config_path), 32)
+
+    def checkpointed() -> HybridASRForCTC:
+        model = HybridASRForCTC(config)
+        checkpoint_activations(model)
+        return model
+
+    plain, sparing = ModelCounts(lambda: HybridASRForCTC(config)), ModelCounts(checkpointed)
+    return Model(
+        parameters=number_of_parameters(plain.model),
+        blocks=config.num_hidden_layers,
+        flops=of_seconds(plain.flops)(utterance_seconds),
+        saved_bytes=of_seconds(plain.saved_bytes)(utterance_seconds),
+        checkpointed_bytes=of_seconds(sparing.saved_bytes)(utterance_seconds),
+    )
+
+
+def predict(model: Model, assumed: Assumptions, gpus: int) -> Prediction:
+    """The cost model."""
+    steps = assumed.corpus_hours * 3600 * assumed.epochs / (gpus * assumed.utterances * assumed.utterance_seconds)
+    link = assumed.link_bytes_per_second[gpus > GPUS_A_MACHINE]
+    # A ring sends each gradient out and its sum back, but for a GPU's own part.
+    all_reduce = 2 * GRADIENT_BYTES * model.parameters * (gpus - 1) / gpus / link
+    slow, fast = (
+        assumed.utterances * model.flops / (assumed.matmul_flops_per_second * share) for share in assumed.utilisation
+    )
+    hours = steps * max(fast, all_reduce) / 3600, steps * (slow + all_reduce) / 3600
+    audio = tuple(assumed.corpus_hours * assumed.epochs / value for value in hours)
+    states = STATE_BYTES * model.parameters
+    buckets = GRADIENT_BYTES * model.parameters if gpus > 1 else 0
+    gathered = 2 * GRADIENT_BYTES * model.parameters / model.blocks  # one block runs, the next is on its way
+    kept = assumed.utterances * model.saved_bytes
+    # Of the checkpointed layers one is computed again at a time.
+    sparing = assumed.utterances * (model.checkpointed_bytes + model.saved_bytes / model.blocks)
+    return Prediction(
+        gpus=gpus,
+        hours=hours,
+        audio_hours_per_hour=audio,
+        loader_cores=tuple(value / gpus / assumed.loader_speed for value in audio),
+        ddp_bytes=states + buckets + kept,
+        fsdp_bytes=states / gpus + gathered + kept,
+        ddp_checkpointed_bytes=states + buckets + sparing,
+        fsdp_checkpointed_bytes=states / gpus + gathered + sparing,
+    )
+
+
+def with_measured_rates(assumed: Assumptions, measured: dict) -> Assumptions:
+    """Rate and utilisation of the paper-size model on a GPU in place of assumed ones, where ``measured`` has them."""
+    rows = [row for row in measured["rows"] if (row["size"], row["system"]) == (PAPER, OURS)]
+    if measured["device"].startswith("CPU") or not rows:
+        return assumed
+    utilisation = rows[0]["utilisation"]
+    return dataclasses.replace(
+        assumed,
+        matmul_flops_per_second=measured["matmul_flops_per_second"],
+        utilisation=(utilisation, utilisation),
+        source=f"measured on one {measured['device']}, commit {measured['commit']}",
+    )
+
+
+def tables(content: dict) -> Iterator[str]:
+    """Markdown lines of ``predictions.json``."""
+    model, assumed = Model(**content["model"]), Assumptions(**content["assumptions"])
+    low, high = (f"{share:.0%}" for share in assumed.utilisation)
+    yield (
+        f"**Prediction**, paper-size model ({model.parameters / 1e6:.0f} M parameters), CTC, {assumed.corpus_hours:.0f} h × "
+        f"{assumed.epochs} epochs, batches of {assumed.utterances} × {assumed.utterance_seconds:g} s a GPU, at {low} to {high} of "
+        f"{assumed.matmul_flops_per_second / 1e12:.0f} TFLOP/s ({assumed.source}):"
+    )
+    yield ""
+    yield "| H200s | hours | audio hours an hour | loader cores a GPU | memory a GPU: DDP | FSDP2 | DDP, checkpointing | FSDP2, checkpointing |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for row in content["predictions"]:
+        ranges = (row["hours"], row["audio_hours_per_hour"][::-1], row["loader_cores"][::-1])
+        memory = (row[f"{kind}_bytes"] for kind in ("ddp", "fsdp", "ddp_checkpointed", "fsdp_checkpointed"))
+        yield f"| {row['gpus']} | {' | '.join(map(_range, ranges))} | {' | '.join(map(_gigabytes, memory))} |"
+    yield ""
+    yield (
+        f"Counted: {model.flops / 1e12:.2f} TFLOP an utterance ({3600 * model.flops / assumed.utterance_seconds / 1e12:.0f} an hour of "
+        f"audio), {_gigabytes(model.saved_bytes)} of activations in float32 by plain PyTorch, "
+        f"{_gigabytes(model.checkpointed_bytes)} with gradient checkpointing."
+    )
+    for measured in content["measured"]:
+        yield ""
+        yield from _measured_table(measured)
+
+
+def _measured_table(measured: dict) -> Iterator[str]:
+    yield (
+        f"**Measured** on {measured['device']} ({measured['threads']} threads), {measured['date']}, commit {measured['commit'][:7]}, "
+        f"matmul {measured['matmul_flops_per_second'] / 1e9:,.0f} GFLOP/s (`{measured['command']}`):"
+    )
+    yield ""
+    yield "| size | model | parameters | data | forward | backward | optimiser | audio hours an hour | utilisation | memory | parameters × frames a second |"
+    yield "|---|---|---|---|---|---|---|---|---|---|---|"
+    for row in measured["rows"]:
+        parts = (1e3 * row[f"{part}_seconds"] for part in ("data", "forward", "backward", "optimiser"))
+        yield (
+            f"| {row['size']} | {row['system']} | {row['parameters'] / 1e6:.2f} M | {' | '.join(f'{part:.0f} ms' for part in parts)} | "
+            f"{row['audio_hours_per_hour']:.1f} | {row['utilisation']:.0%} | {_gigabytes(row['peak_bytes'])} | "
+            f"{row['parameter_frames_per_second']:.2e} |"
+        )
+    yield ""
+    for ratio in measured["ours_over_peer"]:
+        yield (
+            f"{ratio['size']}: {ratio['median']:.2f} times the peer's parameters × frames a second (20 to 80 % of "
+            f"{ratio['steps']} paired steps: {ratio['p20']:.2f} to {ratio['p80']:.2f})."
+        )
+
+
+def _range(values: Sequence[float]) -> str:
+    """Two significant digits."""
+    low, high = (f"{float(f'{value:.2g}'):,.15g}" for value in values)
+    return low if low == high else f"{low} to {high}"
+
+
+def _gigabytes(value: float) -> str:
+    return f"{value / 1e9:.2f} GB" if value < 1e10 else f"{value / 1e9:.0f} GB"
+
+
+def replaced_block(document: str, lines: list[str]) -> str:
+    """The document with new lines between the marks.
+
+    Raises:
+        InputError: it has no marks.
+    """
+    before, begin, rest = document.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise InputError(f"The document has no lines {BEGIN} and {END} to write between.")
+    return f"{before}{BEGIN}\n{chr(10).join(lines)}\n{END}{after}"
+
+
+@exit_on_input_error
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--measured", type=Path, action="append", default=[], metavar="TRAINING.JSON",
+        help="of python -m benchmarks.training; may be repeated",
+    )  # fmt: skip
+    parser.add_argument("--config_path", type=Path, default=Path("configs/hybrid_asr_config.json"))
+    parser.add_argument("--docs", type=Path, help="a document with marks to write between, e.g. docs/scaling.md")
+    args = parser.parse_args(argv)
+    measured = [_read_measured(path) for path in args.measured]
+    assumed = Assumptions()
+    for content in measured:
+        assumed = with_measured_rates(assumed, content)
+    model = count_model(args.config_path, assumed.utterance_seconds)
+    content = {
+        "model": asdict(model),
+        "assumptions": asdict(assumed),
+        "predictions": [asdict(predict(model, assumed, gpus)) for gpus in GPU_COUNTS],
+        "measured": measured,
+    }
+    lines = list(tables(json.loads(json.dumps(content))))
+    print("\n".join(lines))
+    if args.docs is not None:
+        document = replaced_block(args.docs.read_text(encoding="utf-8"), lines)
+        (args.docs.parent / PREDICTIONS).parent.mkdir(exist_ok=True)
+        write_json(args.docs.parent / PREDICTIONS, content)
+        write_text(args.docs, document)
+    return 0
+
+
+def _read_measured(path: Path) -> dict:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return {
+            name: content[name]
+            for name in (
+                "device",
+                "date",
+                "commit",
+                "command",
+                "threads",
+                "matmul_flops_per_second",
+                "rows",
+                "ours_over_peer",
+            )
+        }
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{path} is not a training.json of python -m benchmarks.training ({error}).") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())
