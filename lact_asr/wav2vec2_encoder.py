@@ -19,43 +19,13 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from lact_asr.configuration_hybrid_asr import SAMPLE_RATE_HZ, SAMPLES_PER_HEAD_FRAME
 from lact_asr.errors import InputError
 from lact_asr.front_end_architecture import STOCK_DS_FACTOR, STOCK_STRIDES, front_end_values, retuned_tail
+from lact_asr.front_end_operations import channel_norm_over_time, convolution_windows
 from lact_asr.pretrained_front_end import front_end_config_from_pretrained, read_front_end_weights
 
 
 def frames_mask(lengths: torch.Tensor, num_frames: int) -> torch.Tensor:
     """Which entries lie within each row's length: [B] int64 -> [B, num_frames] bool."""
     return torch.arange(num_frames, device=lengths.device) < lengths[:, None]
-
-
-def channel_norm_over_time(hidden: torch.Tensor, norm: nn.GroupNorm, lengths: torch.Tensor | None) -> torch.Tensor:
-    """`GroupNorm` with one group per channel whose statistics see only each row's valid frames.
-
-    y = weight (x - m) / sqrt(v + eps) + bias, with m and v (biased, as in `GroupNorm`) the mean and the variance over
-    the frames t < length of one row and channel, in float32 whatever the input.
-
-    Args:
-        hidden: [B, T, C], finite.
-        norm: gives weight and bias, [C] or [B, C], and eps.
-        lengths: [B] int64 valid frames of each row; None for all.
-
-    Returns:
-        [B, T, C] in the input's dtype; frames past a row's length are finite but mean nothing.
-    """
-    values = hidden.float()
-    if lengths is None:
-        variance, mean = torch.var_mean(values, dim=1, correction=0, keepdim=True)
-        centred = values - mean
-    else:
-        mask = frames_mask(lengths, hidden.shape[1])[:, :, None]
-        num_frames = lengths.clamp(min=1)[:, None, None]
-        mean = (values * mask).sum(dim=1, keepdim=True) / num_frames
-        centred = (values - mean) * mask
-        variance = centred.square().sum(dim=1, keepdim=True) / num_frames
-    weight, bias = (
-        values.float() if values.ndim == 1 else values.float()[:, None] for values in (norm.weight, norm.bias)
-    )
-    scale = (variance + norm.eps).rsqrt() * weight
-    return torch.addcmul(bias, centred, scale).to(hidden.dtype)
 
 
 class FrontEndLayer(GradientCheckpointingLayer):
@@ -107,26 +77,23 @@ class FrontEndLayer(GradientCheckpointingLayer):
 
     def forward(self, hidden: torch.Tensor, input_lengths: torch.Tensor | None) -> torch.Tensor:
         """[B, T, in_dim] with T >= ``span``, and valid input frames [B] (None: all) -> [B, T', out_dim]."""
-        hidden = self._convolve(hidden)
-        if isinstance(self.layer_norm, nn.GroupNorm):
+        hidden, norm = self._convolve(hidden), self.layer_norm
+        if isinstance(norm, nn.GroupNorm):
             lengths = None if input_lengths is None else self.output_lengths(input_lengths)
-            hidden = channel_norm_over_time(hidden, self.layer_norm, lengths)
-        elif self.layer_norm is not None:
-            hidden = self.layer_norm(hidden)  # half-precision inputs, too, have their statistics in float32
+            valid = None if lengths is None else frames_mask(lengths, hidden.shape[1])
+            hidden = channel_norm_over_time(hidden, norm.weight, norm.bias, norm.eps, valid)
+        elif norm is not None:
+            hidden = norm(hidden)  # half-precision inputs, too, have their statistics in float32
         return self.activation(hidden)
 
     def _convolve(self, hidden: torch.Tensor) -> torch.Tensor:
-        if hidden.shape[-1] == 1:  # samples: overlapping windows need no copy per tap
-            taps = hidden.squeeze(-1).unfold(1, self.span, self.stride)[..., :: self.dilation]
-        else:
-            reach = hidden.shape[1] - self.span + 1
-            starts = range(0, self.span, self.dilation)
-            taps = torch.cat([hidden[:, start : start + reach : self.stride] for start in starts], dim=-1)
+        windows = convolution_windows(hidden, self.kernel, self.stride, self.dilation)
         # [out, in, tap] -> [out, tap * in], the order in which the taps lie
         weight, bias = self.conv.weight.mT.flatten(-2), self.conv.bias
         if weight.ndim == 2:
-            return F.linear(taps, weight, bias)
-        return taps @ weight.mT + (0.0 if bias is None else bias[:, None])  # a copy for each row: test-time training
+            return F.linear(windows, weight, bias)
+        product = windows @ weight.mT  # a copy for each row: test-time training
+        return product if bias is None else product + bias[:, None]
 
 
 class Wav2Vec2FrontEnd(nn.Module):
