@@ -1,8 +1,8 @@
 """The model's way into `lact_asr.kernels`: the one module that imports them, and the one that chooses a backend.
 
-``backend`` is "torch" (the plain references), "triton", or "auto": Triton for tensors of up to 32 bits on an NVIDIA GPU where Triton
-is installed, else the references. The environment variable LACT_ASR_BACKEND takes the place of "auto". Asking for Triton where it cannot
-run is an error, not a silent fallback.
+``backend`` is "torch" (the plain references, Newton-Schulz with a backward pass of its own), "triton", or "auto": Triton for tensors
+of up to 32 bits on an NVIDIA GPU where Triton is installed, else PyTorch. The environment variable LACT_ASR_BACKEND takes the place of
+"auto". Asking for Triton where it cannot run is an error, not a silent fallback.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lact_asr.errors import InputError
 from lact_asr.kernels.fast_weight_apply import reference as apply_reference
 from lact_asr.kernels.fast_weight_gradients import reference as gradients_reference
 from lact_asr.kernels.muon_step import reference as muon_reference
-from lact_asr.kernels.newton_schulz import reference as newton_schulz_reference
+from lact_asr.kernels.newton_schulz import stored_steps
 from lact_asr.kernels.newton_schulz.reference import COEFFICIENTS
 
 BACKENDS = ("auto", "torch", "triton")
@@ -96,7 +96,7 @@ def newton_schulz(matrices: Tensor, coefficients=COEFFICIENTS, *, backend: str =
     """
     if chosen_backend(matrices, backend) == "triton":
         return _triton_operation("newton_schulz").newton_schulz(matrices, coefficients)
-    return newton_schulz_reference.newton_schulz(matrices, coefficients)
+    return stored_steps.newton_schulz(matrices, coefficients)
 
 
 def muon_step(
@@ -125,7 +125,7 @@ def muon_step(
         operation = _triton_operation("muon_step")
         return operation.muon_step(weights, gradient, target_row_norms, momentum, beta, coefficients)
     stepped = [
-        muon_reference.muon_step(w, g, n, m, beta, coefficients, orthogonalise)
+        muon_reference.muon_step(w, g, n, m, beta, coefficients, orthogonalise, stored_steps.newton_schulz)
         for w, g, n, m in zip(weights, gradient, target_row_norms, momentum or [None] * len(weights), strict=True)
     ]
     updated, momenta = zip(*stepped, strict=True)

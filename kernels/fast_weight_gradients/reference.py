@@ -47,10 +47,33 @@ def fast_weight_gradients(
     gate, up, down = keys @ w0.mT, keys @ w2.mT, values @ w1  # each [..., L, dh]
     sigmoid = torch.sigmoid(gate)
     activated = gate * sigmoid
-    gradient0 = (down * up * sigmoid * (1 + gate * (1 - sigmoid))).mT @ (rate0 * keys)
-    gradient1 = (rate1 * values).mT @ (activated * up)
-    gradient2 = (down * activated).mT @ (rate2 * keys)
+    slope = torch.addcmul(sigmoid + activated, sigmoid, activated, value=-1)  # s (1 + g (1 − s)), in fewer passes
+    gradient0 = sum_of_outer_products(down * up * slope, rate0 * keys)
+    gradient1 = sum_of_outer_products(rate1 * values, activated * up)
+    gradient2 = sum_of_outer_products(down * activated, rate2 * keys)
     return gradient0, gradient1, gradient2
+
+
+def sum_of_outer_products(left: Tensor, right: Tensor) -> Tensor:
+    """Σ_t l_t r_tᵀ: [..., L, m], [..., L, n] -> [..., m, n]."""
+    return _SumOfOuterProducts.apply(left, right)
+
+
+class _SumOfOuterProducts(torch.autograd.Function):
+    """Lᵀ R with derivatives that lie in memory as L and R do.
+
+    Autograd's own derivative by L is transposed, and everything element-wise that follows takes up to three times as long.
+    """
+
+    @staticmethod
+    def forward(ctx, left: Tensor, right: Tensor) -> Tensor:
+        ctx.save_for_backward(left, right)
+        return left.mT @ right
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        left, right = ctx.saved_tensors
+        return right @ gradient.mT, left @ gradient
 
 
 def without_padding(tokens: Tensor, lengths: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -23,6 +25,7 @@ def muon_step(
     beta: Tensor | None = None,
     coefficients: tuple[tuple[float, float, float], ...] = COEFFICIENTS,
     orthogonalise: bool = True,
+    newton_schulz: Callable = newton_schulz,
 ) -> tuple[Tensor, Tensor | None]:
     """M ← β M + ∇; U = NewtonSchulz(M); W ← W + U; each row of W is rescaled to its target norm.
 
@@ -37,6 +40,7 @@ def muon_step(
         beta: β in (0, 1), broadcastable to [..., 1, 1]; needed with ``momentum``.
         coefficients: of Newton-Schulz.
         orthogonalise: False adds M itself (plain gradient ascent).
+        newton_schulz: the plain one, or a faster one.
 
     Returns:
         (W after the step, M after the step or None where no momentum was given).
