@@ -150,10 +150,10 @@ def _spread(values: Tensor, ndim: int, channel_axis: int) -> Tensor:
 
 
 def _scale_and_shift(hidden: Tensor, module: nn.Module, channel_axis: int) -> Tensor:
-    for combine, values in ((torch.mul, module.weight), (torch.add, getattr(module, "bias", None))):
-        if values is not None:
-            hidden = combine(hidden, _spread(values, hidden.ndim, channel_axis).to(hidden.dtype))
-    return hidden
+    scale = _spread(module.weight, hidden.ndim, channel_axis).to(hidden.dtype)
+    if getattr(module, "bias", None) is None:
+        return hidden * scale
+    return torch.addcmul(_spread(module.bias, hidden.ndim, channel_axis).to(hidden.dtype), hidden, scale)
 
 
 def _layer_norm(module: nn.LayerNorm, hidden: Tensor) -> Tensor:

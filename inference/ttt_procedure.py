@@ -17,7 +17,7 @@ from lact_asr.inference.ttt_copies import Copies, lent, parameter_copies, takes_
 from lact_asr.inference.ttt_objectives import all_finite
 from lact_asr.inference.ttt_optimizers import InnerOptimizer
 from lact_asr.inference.ttt_outcome import AdaptedState, TTTOutcome
-from lact_asr.inference.ttt_safeguards import refusal_after, refusal_before, refusal_of_weights
+from lact_asr.inference.ttt_safeguards import refusal_after, refusal_before, refusals_of_weights
 from lact_asr.inference.ttt_search import SearchDistribution, SearchStage
 from lact_asr.inference.ttt_settings import TTTSettings
 from lact_asr.inference.ttt_stage import GradientStage
@@ -210,9 +210,8 @@ class TestTimeTrainer:
         lengths = self._frame_lengths(attention_mask, *output.logits.shape[:2])
         unadapted = [logits[:length] for logits, length in zip(output.logits.detach(), lengths, strict=True)]
         outcomes = [TTTOutcome(logits, logits) for logits in unadapted]
-        for index, outcome in enumerate(outcomes):
-            samples = input_values[index] if attention_mask is None else input_values[index][attention_mask[index] > 0]
-            outcome.refuse(refusal_before(samples, outcome.logits, self.settings, self.blank_id))
+        for row, length, outcome in zip(input_values, row_lengths(input_values, attention_mask), outcomes, strict=True):
+            outcome.refuse(refusal_before(row[:length], outcome.logits, self.settings, self.blank_id))
         teacher = output.hidden_states[-1].detach() if self._needs_teacher else None
         anchor_labels = [[spelled_labels(logits.argmax(-1), self.blank_id)] for logits in unadapted]
         return Rows(input_values, attention_mask, lengths, teacher, anchor_labels), outcomes, output.logits
@@ -221,9 +220,9 @@ class TestTimeTrainer:
     def _look_again(self, rows: Rows, copies: Copies, outcomes: list[TTTOutcome]) -> None:
         """The adapted pass; refuses what came out broken."""
         limit = min((s.max_change for s in self.settings if s.max_change is not None), default=None)
-        for index, outcome in enumerate(outcomes):
-            weights = {name: value[index] if len(outcomes) > 1 else value for name, value in copies.items()}
-            outcome.refuse(refusal_of_weights(weights, self.parameters, limit) if outcome.adapted else "")
+        reasons = refusals_of_weights(copies, self.parameters, limit, len(outcomes))
+        for outcome, reason in zip(outcomes, reasons, strict=True):
+            outcome.refuse(reason)
         if not any(outcome.adapted for outcome in outcomes):
             return
         adapted = self.model(rows.input_values, attention_mask=rows.attention_mask).logits

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from lact_asr.inference.ctc_paths import spelled_labels
-from lact_asr.inference.ttt_objectives import all_finite, is_silent
+from lact_asr.inference.ttt_objectives import all_finite, finite_rows, is_silent
 from lact_asr.inference.ttt_settings import TTTSettings
 
 SILENCE_RMS = 1e-3
@@ -54,22 +54,27 @@ def refusal_before(samples: Tensor, logits: Tensor, stages: Sequence[TTTSettings
     return ""
 
 
-def refusal_of_weights(weights: Mapping[str, Tensor], source: Mapping[str, Tensor], max_change: float | None) -> str:
-    """Why adapted weights must not be used, or nothing.
+def refusals_of_weights(
+    weights: Mapping[str, Tensor], source: Mapping[str, Tensor], max_change: float | None, rows: int
+) -> list[str]:
+    """For each row why its adapted weights must not be used, or nothing.
 
     Args:
-        weights: what adapts, by name, of one utterance.
+        weights: what adapts, by name, [rows, ...]; of a single row as the parameters.
         source: the parameters that it started from; vectors that start at 0 are none and have no part in the distance.
         max_change: the largest relative distance; None for any.
+        rows: utterances that adapted at once.
     """
-    if not all_finite(*weights.values()):
-        return "the adapted weights are not finite"
+    reasons = ["" if finite else "the adapted weights are not finite" for finite in finite_rows(weights.values(), rows)]
     if max_change is not None and source:
-        moved = sum((weights[name] - parameter).double().square().sum() for name, parameter in source.items())
+        distances = (weights[name].reshape(rows, -1) - parameter.flatten() for name, parameter in source.items())
+        moved = sum(distance.double().square().sum(1) for distance in distances)  # [rows]
         length = sum(parameter.double().square().sum() for parameter in source.values())
-        if moved > max_change**2 * length:
-            return "the weights moved too far"
-    return ""
+        too_far = (moved > max_change**2 * length).tolist()
+        reasons = [
+            reason or ("the weights moved too far" if far else "") for reason, far in zip(reasons, too_far, strict=True)
+        ]
+    return reasons
 
 
 def refusal_after(before: Tensor, adapted: Tensor, blank_id: int, text_ids: Tensor | None = None) -> str:

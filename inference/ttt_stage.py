@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lact_asr.errors import InputError
 from lact_asr.inference.ttt_copies import Copies
-from lact_asr.inference.ttt_objectives import all_finite
+from lact_asr.inference.ttt_objectives import finite_rows
 from lact_asr.inference.ttt_optimizers import InnerOptimizer, climb
 from lact_asr.inference.ttt_outcome import TTTOutcome
 from lact_asr.inference.ttt_settings import Adaptation, TTTSettings
@@ -65,10 +65,10 @@ class GradientStage:
             if not adapting:
                 return
             losses, gradients = self.differentiate(rows, copies, generators, adapting, logits if step == 0 else None)
+            finite = finite_rows(gradients.values(), len(outcomes))
             for index, loss in zip(adapting, losses, strict=True):
                 outcomes[index].losses.append(loss)
-                of_row = (gradient[index] if len(outcomes) > 1 else gradient for gradient in gradients.values())
-                if not math.isfinite(loss) or not all_finite(*of_row):
+                if not math.isfinite(loss) or not finite[index]:
                     outcomes[index].refuse("the self-supervised loss or its gradient is not finite")
             if self.settings.sharpness and self._is_reliable(losses):
                 losses, gradients = self._differentiate_uphill(rows, copies, generators, adapting, gradients)

@@ -9,6 +9,7 @@ import torch
 from lact_asr.inference.ttt_objectives import (
     all_finite,
     class_confusion,
+    finite_rows,
     frame_entropy,
     generalised_entropy,
     is_silent,
@@ -200,3 +201,11 @@ def test_silence_and_finiteness():
     assert all_finite(logits, logits[:0])
     assert not all_finite(logits, torch.tensor([1.0, math.nan]))
     assert not all_finite(torch.tensor([math.inf]))
+
+
+def test_finite_rows():
+    values = torch.tensor([[1.0, -2.0], [math.inf, -math.inf], [math.nan, 0.0], [3.0, 4.0]])
+    assert finite_rows([values[:, :, None], torch.zeros(4, 3)], 4) == [True, False, False, True]
+    assert finite_rows([torch.ones(4, 3), values], 4) == [True, False, False, True]
+    assert finite_rows([values], 1) == [False]
+    assert finite_rows([torch.full((2, 3), 60_000.0, dtype=torch.float16)], 2) == [True, True]

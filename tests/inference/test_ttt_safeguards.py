@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lact_asr.inference.ttt_procedure import TestTimeTrainer
-from lact_asr.inference.ttt_safeguards import refusal_after, refusal_before, refusal_of_weights
+from lact_asr.inference.ttt_safeguards import refusal_after, refusal_before, refusals_of_weights
 from lact_asr.inference.ttt_settings import TTTSettings
 from lact_asr.inference.ttt_step import Guides
 
@@ -67,10 +67,22 @@ def test_repetition_needs_five_tokens_and_must_be_new():
 def test_weights():
     source = {"a": torch.tensor([3.0, 0.0]), "b": torch.tensor([4.0])}
     moved = {"a": torch.tensor([3.0, 0.3]), "b": torch.tensor([4.4]), "feature_offset": torch.tensor([9.0])}
-    assert refusal_of_weights(moved, source, None) == ""
-    assert refusal_of_weights(moved, source, 0.11) == ""  # 0.5 / 5 is 0.1
-    assert refusal_of_weights(moved, source, 0.09) == "the weights moved too far"
-    assert refusal_of_weights({**moved, "a": moved["a"] / 0}, source, None) == "the adapted weights are not finite"
+    assert refusals_of_weights(moved, source, None, 1) == [""]
+    assert refusals_of_weights(moved, source, 0.11, 1) == [""]  # 0.5 / 5 is 0.1
+    assert refusals_of_weights(moved, source, 0.09, 1) == ["the weights moved too far"]
+    assert refusals_of_weights({**moved, "a": moved["a"] / 0}, source, None, 1) == [
+        "the adapted weights are not finite"
+    ]
+
+
+def test_weights_of_rows_are_judged_each_by_itself():
+    source = {"a": torch.tensor([[3.0, 0.0], [4.0, 0.0]])}
+    weights = {"a": torch.stack([source["a"], 1.2 * source["a"], source["a"] / 0])}
+    assert refusals_of_weights(weights, source, 0.1, 3) == [
+        "",
+        "the weights moved too far",
+        "the adapted weights are not finite",
+    ]
 
 
 @pytest.mark.parametrize(
