@@ -244,13 +244,14 @@ class ResultsWriter:
 class Utterance:
     """Something to recognise: `read` gives float32 [samples] at 16 kHz, or raises `InputError` where the file is bad.
 
-    `speaker` is a name, or None where it is not known.
+    `speaker` is a name, `seconds` the duration; None where they are not known.
     """
 
     id: str
     reference: str | None
     read: Callable[[], np.ndarray]
     speaker: str | None = None
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -275,6 +276,7 @@ def evaluate(
     writer: ResultsWriter | None = None,
     batch_size: int = 1,
     description: str = "recognising",
+    in_order: bool = True,
 ) -> list[UtteranceResult]:
     """Recognise utterances, with a progress bar. A bad file is recorded with its sentence and the rest go on.
 
@@ -285,12 +287,15 @@ def evaluate(
         writer: an entered `ResultsWriter`, or None to write nothing.
         batch_size: recordings given to ``recognise`` at once.
         description: of the progress bar.
+        in_order: False lets batches hold recordings of similar durations, the longest first: little of them is then padding.
 
     Returns:
         One result for each utterance, in their order.
     """
     found = dict(writer.done) if writer else {}
     todo = [utterance for utterance in utterances if utterance.id not in found]
+    if batch_size > 1 and not in_order and all(utterance.seconds is not None for utterance in todo):
+        todo.sort(key=lambda utterance: utterance.seconds, reverse=True)
     done = len(utterances) - len(todo)
     with tqdm(total=len(utterances), initial=done, desc=description, unit="utterance", mininterval=1.0) as bar:
         for start in range(0, len(todo), batch_size):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from lact_asr.inference.transcript_formats.formats import check_destination, tim
 
 if TYPE_CHECKING:
     from lact_asr.data.corpora import Corpus
-    from lact_asr.inference.evaluation import Utterance, UtteranceResult
+    from lact_asr.inference.evaluation import ResultsWriter, Utterance, UtteranceResult
 
 
 @exit_on_input_error
@@ -23,13 +24,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     # Imported after parsing: --help and mistyped flags answer at once.
     from lact_asr.checkpoint import load_checkpoint
-    from lact_asr.inference.evaluation import ResultsWriter, evaluate
-    from lact_asr.inference.inference_setup import (
-        fill_in_defaults,
-        list_utterances,
-        make_recogniser,
-        results_settings,
-    )
+    from lact_asr.inference.evaluation import evaluate
+    from lact_asr.inference.inference_setup import fill_in_defaults, list_utterances, make_recogniser
 
     utterances, corpus = list_utterances(arguments)
     if arguments.output_format is not None:
@@ -40,12 +36,8 @@ def main(argv: list[str] | None = None) -> int:
     path = _results_path(arguments)
     arguments = fill_in_defaults(arguments, checkpoint.model.config)
     recogniser = make_recogniser(arguments, checkpoint)
-    if path is None:
-        results = evaluate(utterances, recogniser, batch_size=arguments.batch_size)
-    else:
-        word_times = arguments.word_times or arguments.output_format not in (None, "jsonl")
-        with ResultsWriter(path, results_settings(arguments), resume=arguments.resume, word_times=word_times) as writer:
-            results = evaluate(utterances, recogniser, writer, arguments.batch_size)
+    with _results_writer(path, arguments) as writer:
+        results = evaluate(utterances, recogniser, writer, arguments.batch_size, in_order=recogniser.order_matters)
     if all(result.failed for result in results):
         raise InputError(
             results[0].message if len(results) == 1 else f"None of the {len(results)} recordings could be transcribed."
@@ -56,6 +48,17 @@ def main(argv: list[str] | None = None) -> int:
         paths += write_transcripts(timed_transcripts(results), arguments.output_format, arguments.output)
     _report_run(results, arguments, recogniser.refusals, paths)
     return 0
+
+
+def _results_writer(path: Path | None, arguments: argparse.Namespace) -> AbstractContextManager[ResultsWriter | None]:
+    """Of the results file, if there is one."""
+    from lact_asr.inference.evaluation import ResultsWriter
+    from lact_asr.inference.inference_setup import results_settings
+
+    if path is None:
+        return nullcontext()
+    word_times = arguments.word_times or arguments.output_format not in (None, "jsonl")
+    return ResultsWriter(path, results_settings(arguments), resume=arguments.resume, word_times=word_times)
 
 
 def _read_now(utterance: Utterance) -> Utterance:

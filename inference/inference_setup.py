@@ -328,6 +328,7 @@ def corpus_utterances(corpus: Corpus) -> list[Utterance]:
             transcript(cut),
             functools.partial(read_cut, cut),
             cut.supervisions[0].speaker,
+            cut.duration,
         )
         for cut in corpus.cuts
     ]

@@ -17,7 +17,7 @@ from lact_asr.inference.ttt_choice import adapted_is_likelier
 from lact_asr.inference.ttt_objectives import all_finite
 from lact_asr.inference.ttt_outcome import TTTOutcome
 from lact_asr.inference.ttt_recipes import Recipe
-from lact_asr.inference.ttt_scopes import make_trainer
+from lact_asr.inference.ttt_scopes import CarriedTrainer, make_trainer
 from lact_asr.inference.ttt_settings import TTTSettings
 from lact_asr.inference.ttt_step import Guides
 from lact_asr.inference.word_times import Word, words_in_seconds
@@ -55,6 +55,11 @@ class Recogniser:
         self.decoder, self.device, self.move_emission_to_cpu = decoder, torch.device(device), move_emission_to_cpu
         self.trainer = None if ttt_settings is None else make_trainer(self.model, ttt_settings, guides)
         self.keep, self.refusals = keep, {}
+
+    @property
+    def order_matters(self) -> bool:
+        """Whether an utterance's transcript depends on those before it, as test-time training is carried on."""
+        return isinstance(self.trainer, CarriedTrainer)
 
     def __call__(
         self, recordings: Sequence[np.ndarray], speakers: Sequence[str | None] | None = None

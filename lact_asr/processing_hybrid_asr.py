@@ -73,7 +73,8 @@ def check_vocabulary(vocabulary: dict[str, int], size: int | None = None, source
         InputError: one sentence that says what is wrong.
     """
     ids = list(vocabulary.values())
-    if not all(isinstance(token, str) and token.isprintable() for token in vocabulary):
+    # Zero-width joiners, which spell words of Indic scripts, count as not printable.
+    if not all(isinstance(token, str) and token.strip("\u200c\u200d").isprintable() for token in vocabulary):
         raise InputError(f"{source} has tokens that are not printable text.")
     if not all(type(index) is int for index in ids) or sorted(ids) != list(range(len(ids))):
         raise InputError(f"{source} must have the ids 0 to {len(ids) - 1}, each used once.")

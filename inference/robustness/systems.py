@@ -61,7 +61,10 @@ def run_system(
         decisive = {**results_settings(filled), **settings, "condition": condition}
         with ResultsWriter(path, decisive, resume=run.resume) as writer, PeakMemory(device) as memory:
             finished = all(utterance.id in writer.done for utterance in utterances)
-            results = evaluate(utterances, recogniser, writer, run.batch_size, f"{system.name}, {condition}")
+            results = evaluate(
+                utterances, recogniser, writer, run.batch_size, f"{system.name}, {condition}",
+                in_order=recogniser.order_matters,
+            )  # fmt: skip
         if not finished:
             peaks.raise_to(condition, memory.peak - memory_before)
         outcomes[condition] = Outcome(results, peaks.bytes.get(condition))

@@ -232,6 +232,25 @@ def test_one_bad_file_is_recorded_and_the_rest_go_on(tmp_path, capsys, batch_siz
     assert calls == [10]  # only the failures were tried again, and the second fails before it is recognised
 
 
+def test_batches_are_of_similar_durations_where_the_order_does_not_matter():
+    seconds = [1, 3, 2, 3, 1]
+    utterances = [
+        Utterance(str(index), None, lambda value=value: np.full(value, value, np.float32), seconds=value)
+        for index, value in enumerate(seconds)
+    ]
+    batches = []
+
+    def recognise(recordings, speakers):
+        batches.append([len(samples) for samples in recordings])
+        return [Hypotheses(str(len(samples)), None) for samples in recordings]
+
+    for in_order, expected in ((True, [[1, 3], [2, 3], [1]]), (False, [[3, 3], [2, 1], [1]])):
+        batches.clear()
+        results = evaluate(utterances, recognise, batch_size=2, in_order=in_order)
+        assert batches == expected
+        assert [result.hypothesis for result in results] == ["1", "3", "2", "3", "1"]
+
+
 def test_other_exceptions_are_not_swallowed(tmp_path):
     def broken(recordings, speakers):
         raise ZeroDivisionError
