@@ -242,7 +242,7 @@ def _spoiled_row(rng: random.Random, row: dict) -> object:
     if rng.random() < 0.05:
         return rng.choice(_STRANGE)
     changed = dict(row)
-    for _ in range(rng.choice((0, 1, 1, 2))):
+    for _ in range(rng.choice((0, 0, 1, 2))):
         key = rng.choice(sorted(changed)) if changed else "id"
         if rng.random() < 0.2:
             changed.pop(key, None)
@@ -268,11 +268,11 @@ def manifest(rng: random.Random) -> Case:
     for number in range(rng.choice((1, 2, 5))):
         row = {"audio_filepath": GOOD_RECORDING, "text": "THE CAT SAT", "duration": GOOD_SECONDS, "offset": 0.0}
         row |= {"id": f"u{number}", "speaker": "19", "gender": "f", "age": 30}
-        if rng.random() < 0.3:
+        if rng.random() < 0.1:
             row["audio_filepath"] = rng.choice(_STRANGE_PATHS)
-        if rng.random() < 0.3:
+        if rng.random() < 0.1:
             row["text"] = rng.choice(_TEXTS)
-        if rng.random() < 0.2:
+        if rng.random() < 0.1:
             row["offset"], row["duration"] = rng.choice((0.1, 0.4999, 1e12, 1e-320)), rng.choice((0.2, 1e-320, 1e300))
         rows.append(_spoiled_row(rng, row))
     return Case("manifest", "case.jsonl", _json_lines(rng, rows))
