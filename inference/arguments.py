@@ -177,6 +177,12 @@ def _add_ttt(group: argparse._ArgumentGroup) -> None:
         help="of the optimizer (default: what meta-training learned, else by loss, for adamw and muon; sgd has none)",
     )
     group.add_argument(
+        "--ttt_constant_updates",
+        action="store_true",
+        default=None,
+        help="leave out of the gradient what each frame does to the fast weights that others are read with: a step costs less",
+    )
+    group.add_argument(
         "--ttt_keep",
         choices=tuple(KEEP),
         default=None,

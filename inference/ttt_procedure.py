@@ -7,7 +7,7 @@ module is the procedure around it: steps of chosen parameters before the final f
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from lact_asr.inference.ttt_search import SearchDistribution, SearchStage
 from lact_asr.inference.ttt_settings import TTTSettings
 from lact_asr.inference.ttt_stage import GradientStage
 from lact_asr.inference.ttt_step import Guides, Rows
+from lact_asr.lact_layer import constant_updates
 from lact_asr.modeling_hybrid_asr import HybridASRForCTC
 from lact_asr.ttt_names import SEARCH
 from lact_asr.wav2vec2_encoder import frames_mask
@@ -158,6 +159,7 @@ class TestTimeTrainer:
             torch.inference_mode(False),
             _uncached_autocast(next(self.model.parameters()).device),
             lent(self.model),
+            constant_updates(self.model) if any(s.constant_updates for s in self.settings) else nullcontext(),
             parameter_copies(self.model, self.parameters, rows, self.front_end) as copies,
         ):
             yield copies

@@ -40,6 +40,8 @@ class TTTSettings:
         mask_prob, mask_length: share of frames to mask, and frames in a span.
         chunk_size: frames of audio whose loss is computed at a time, to bound memory; -1 for the whole utterance.
         seed: of the masks; each utterance starts from it, so that its result does not depend on the others.
+        constant_updates: gradients take what tokens do to fast weights for constant (`lact_asr.lact_layer.constant_updates`), which
+            costs less; one stage's choice is all stages'.
         max_change: the largest ‖W − W₀‖ / ‖W₀‖ of an adaptation that counts; None for any.
         control: for experiments, one of `lact_asr.ttt_names.CONTROLS`: a step that must not help; None for none.
 
@@ -61,6 +63,7 @@ class TTTSettings:
     entropy_margin: float | None = None
     beam_size: int = 1
     population: int = 50
+    constant_updates: bool = False
     max_change: float | None = None
     control: str | None = None
 

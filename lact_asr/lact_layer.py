@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from einops import rearrange
@@ -20,7 +22,12 @@ class LaCTLayer(nn.Module):
 
     Axes: B rows, T frames, h fast-weight heads, d = hidden_size / h, dh = lact_fw_hidden_dim. Without
     ``use_fast_weights`` the layer is attention and output projection, and has no fast-weight parameters.
+
+    Attributes:
+        constant_updates: derivatives take what tokens do to the fast weights for constant; see `constant_updates`.
     """
+
+    constant_updates = False
 
     def __init__(self, config: HybridASRConfig) -> None:
         super().__init__()
@@ -134,6 +141,10 @@ class LaCTLayer(nn.Module):
         frame_mask: Tensor, norms: Weights,
     ) -> FastWeightState:  # fmt: skip
         """One step of the fast weights on one chunk."""
+        if self.constant_updates:
+            keys, values, learning_rates, hidden_states = (
+                tokens.detach() for tokens in (keys, values, learning_rates, hidden_states)
+            )
         lengths = frame_mask.sum(1)  # real frames come first
         gradients = fast_weight_gradients(state.weights, keys, values, learning_rates, lengths)
         beta = self._momentum_decay(hidden_states, frame_mask)
@@ -161,6 +172,23 @@ class LaCTLayer(nn.Module):
     def _start(self, initial: Weights) -> FastWeightState:
         momentum = tuple(torch.zeros_like(weight) for weight in initial) if self.config.use_momentum else None
         return FastWeightState(initial, momentum)
+
+
+@contextmanager
+def constant_updates(model: nn.Module) -> Iterator[None]:
+    """Inside, no gradient flows through what tokens do to the fast weights of ``model``: a first-order approximation.
+
+    Results stay as they are. Gradients still flow through queries, attention, and from the updated fast weights to the initial ones.
+    """
+    layers = [module for module in model.modules() if isinstance(module, LaCTLayer)]
+    before = [layer.constant_updates for layer in layers]
+    try:
+        for layer in layers:
+            layer.constant_updates = True
+        yield
+    finally:
+        for layer, value in zip(layers, before, strict=True):
+            layer.constant_updates = value
 
 
 def fast_weight_dtype(hidden_states: Tensor) -> torch.dtype:

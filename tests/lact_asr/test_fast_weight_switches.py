@@ -9,7 +9,7 @@ from torch.nn import functional
 from lact_asr import HybridASRForCTC
 from lact_asr.checkpoint import load_checkpoint, save_checkpoint
 from lact_asr.kernels.fast_weight_apply.reference import fast_weight_apply
-from lact_asr.lact_layer import LaCTLayer
+from lact_asr.lact_layer import LaCTLayer, constant_updates
 from lact_asr.model_sizes import count_parameters, size_table
 from lact_asr.text import build_vocabulary
 
@@ -118,3 +118,39 @@ def test_model_sizes_without_fast_weights(tiny_model):
     assert counts["fast weights"] == 0
     assert sum(counts.values()) == sum(parameter.numel() for parameter in model.parameters())
     assert "fast weights" not in size_table(model.config)
+
+
+def test_constant_updates_leave_results_and_drop_what_flows_through_updates(tiny_config):
+    """The gradient is that of a layer that is given the updated fast weights and does not update them."""
+    layer, frozen = LaCTLayer(tiny_config()), LaCTLayer(tiny_config(update_fast_weights=False))
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    frozen.load_state_dict(layer.state_dict())
+    frames, mask, outer = (
+        torch.randn(2, 7, 16, requires_grad=True),
+        torch.ones(2, 7, dtype=torch.bool),
+        torch.randn(2, 7, 16),
+    )
+    layer.fast_weights.requires_grad_(False)
+    with constant_updates(layer):
+        mixed, state = layer(frames, mask)
+    assert not any(weight.requires_grad for weight in state.weights)
+    assert torch.equal(mixed, layer(frames, mask)[0])
+    expected, _ = frozen(frames, mask, state=state)
+    torch.testing.assert_close(mixed, expected, atol=1e-5, rtol=1e-5)
+    gradients = [
+        torch.autograd.grad((output * outer).sum(), frames)[0] for output in (mixed, expected, layer(frames, mask)[0])
+    ]
+    torch.testing.assert_close(gradients[0], gradients[1], atol=1e-4, rtol=1e-4)
+    assert (gradients[0] - gradients[2]).abs().max() > 1e-2
+
+
+def test_constant_updates_still_reach_the_initial_fast_weights(tiny_model, rows):
+    model = tiny_model()
+    with constant_updates(model):
+        model(rows[0][None]).logits.square().sum().backward()
+    for name, parameter in model.named_parameters():
+        if "fast_weights." in name:
+            assert parameter.grad.any(), name
+        if "learning_rate_proj" in name:
+            assert parameter.grad is None, name
