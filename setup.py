@@ -74,6 +74,7 @@ setup(
         "lact_asr.inference": ["recipes/*.json"],
         "lact_asr.inference.robustness": ["*.jinja"],
     },
+    entry_points={"console_scripts": ["lact-asr = lact_asr.command_line:main"]},
     install_requires=RUNTIME,
     extras_require={
         "beam": BEAM_SEARCH,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from lact_asr.command_line import program_name
 from lact_asr.data.corpus_listings import DATASET_TYPES
 from lact_asr.errors import InputError
 from lact_asr.inference.recipe_files import read_recipe, recipe_summaries
@@ -41,7 +42,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         InputError: flags that do not go together.
     """
     parser = argparse.ArgumentParser(
-        prog="hybrid_asr_inference.py", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=program_name("hybrid_asr_inference.py"),
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "--checkpoint",

@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from lact_asr.command_line import program_name
 from lact_asr.errors import InputError, exit_on_input_error
 from lact_asr.inference.transcript_formats.formats import (
     FORMATS,
@@ -32,7 +33,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m lact_asr.inference.convert_results", description=main.__doc__)
+    parser = argparse.ArgumentParser(
+        prog=program_name("python -m lact_asr.inference.convert_results"), description=main.__doc__
+    )
     parser.add_argument(
         "--results", type=Path, required=True, metavar="FILE", help="JSON lines that transcribing wrote"
     )

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lact_asr.command_line import program_name
 from lact_asr.data.corpus_listings import DATASET_TYPES
 from lact_asr.errors import InputError, exit_on_input_error
 
@@ -72,7 +73,9 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
             raise ValueError
         return int(text)
 
-    parser = argparse.ArgumentParser(prog="python -m lact_asr.inference.feature_statistics", description=main.__doc__)
+    parser = argparse.ArgumentParser(
+        prog=program_name("python -m lact_asr.inference.feature_statistics"), description=main.__doc__
+    )
     parser.add_argument("--checkpoint", required=True, help="best_model.pt or a folder; the file is written beside it")
     parser.add_argument("--data_dir", type=Path, required=True, help="a corpus that the model was trained on")
     parser.add_argument("--subset", required=True, help="e.g. train-clean-100; no transcripts are used")

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lact_asr.command_line import program_name
 from lact_asr.errors import InputError, exit_on_input_error
 from lact_asr.inference.ngram_training import RESERVED_WORDS, UNKNOWN_WORD, build_ngram, read_transcripts
 
@@ -324,7 +325,9 @@ def load_language_model(path: str | Path, characters: Iterable[str] | None = Non
 @exit_on_input_error
 def main(arguments: list[str] | None = None) -> int:
     """Train an n-gram model from transcripts and say how well it fits."""
-    parser = argparse.ArgumentParser(prog="python -m lact_asr.inference.language_model", description=main.__doc__)
+    parser = argparse.ArgumentParser(
+        prog=program_name("python -m lact_asr.inference.language_model"), description=main.__doc__
+    )
     parser.add_argument(
         "--transcripts", nargs="+", required=True, type=Path, help=".jsonl manifests, LibriSpeech folders, text files"
     )

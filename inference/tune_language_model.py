@@ -10,6 +10,7 @@ import torch
 from tqdm import tqdm
 
 from lact_asr.checkpoint import load_checkpoint
+from lact_asr.command_line import program_name
 from lact_asr.data.corpora import load_corpus
 from lact_asr.data.corpus_listings import DATASET_TYPES
 from lact_asr.errors import InputError, exit_on_input_error
@@ -109,7 +110,9 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
             raise ValueError
         return int(text)
 
-    parser = argparse.ArgumentParser(prog="python -m lact_asr.inference.tune_language_model", description=main.__doc__)
+    parser = argparse.ArgumentParser(
+        prog=program_name("python -m lact_asr.inference.tune_language_model"), description=main.__doc__
+    )
     parser.add_argument("--checkpoint", required=True)
     parser.add_argument("--data_dir", type=Path, required=True)
     parser.add_argument("--subset", required=True, help="labelled data that is not the test set")

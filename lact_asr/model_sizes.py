@@ -8,12 +8,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-import torch
-
-from lact_asr.configuration_hybrid_asr import SAMPLE_RATE_HZ, HybridASRConfig
+from lact_asr.command_line import program_name
 from lact_asr.errors import exit_on_input_error
-from lact_asr.modeling_hybrid_asr import HybridASRForCTC
+from lact_asr.sample_rate import SAMPLE_RATE_HZ
+
+if TYPE_CHECKING:
+    from lact_asr import HybridASRConfig, HybridASRForCTC
 
 EXAMPLE_SECONDS = 10
 
@@ -32,6 +34,10 @@ _PARTS: tuple[tuple[str, Callable[[str], bool]], ...] = (
 
 def meta_model(config: HybridASRConfig) -> HybridASRForCTC:
     """The model with shapes but without values: it takes no memory, whatever its size."""
+    import torch
+
+    from lact_asr import HybridASRForCTC
+
     with torch.device("meta"):
         return HybridASRForCTC(config)
 
@@ -53,6 +59,8 @@ def count_parameters(model: HybridASRForCTC) -> dict[str, int]:
 
 def size_table(config: HybridASRConfig) -> str:
     """The lines that the command prints."""
+    import torch
+
     model = meta_model(config)
     counts = count_parameters(model)
     example_frames = int(model.frame_lengths(torch.tensor(EXAMPLE_SECONDS * SAMPLE_RATE_HZ)))
@@ -76,9 +84,14 @@ def _millions(count: int) -> str:
 @exit_on_input_error
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit code: 2 where the configuration cannot be used."""
-    parser = argparse.ArgumentParser(prog="python -m lact_asr.model_sizes", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog=program_name("python -m lact_asr.model_sizes"), description=__doc__.splitlines()[0]
+    )
     parser.add_argument("config_path", help="a configuration file, for example configs/hybrid_asr_config.json")
-    print(size_table(HybridASRConfig.from_json_file(parser.parse_args(arguments).config_path)))
+    path = parser.parse_args(arguments).config_path
+    from lact_asr import HybridASRConfig  # after parsing: --help answers at once
+
+    print(size_table(HybridASRConfig.from_json_file(path)))
     return 0
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from lact_asr.audio import MIN_SAMPLES
+from lact_asr.command_line import program_name
 from lact_asr.data.corpus_listings import DATASET_TYPES
 from lact_asr.data.download import CORPORA
 from lact_asr.errors import InputError
@@ -39,7 +40,9 @@ last checkpoint, and ends with the very weights (on the CPU) of a run that was n
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line; see ``--help`` for what each flag means."""
     parser = argparse.ArgumentParser(
-        prog="train_hybrid_asr.py", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=program_name("train_hybrid_asr.py"),
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     _add_data(parser.add_argument_group("data"))
     _add_model(parser.add_argument_group("model"))

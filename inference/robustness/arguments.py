@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from lact_asr.command_line import program_name
 from lact_asr.data.corpus_listings import DATASET_TYPES
 from lact_asr.data.corruptions import KINDS, Condition, check_noise_source
 from lact_asr.data.noise import COLOURS
@@ -119,7 +120,7 @@ def _describe_kinds() -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m lact_asr.inference.evaluate_robustness",
+        prog=program_name("python -m lact_asr.inference.evaluate_robustness"),
         description=DESCRIPTION + _describe_kinds() + "\n\n(the values shown are the ones that a bare KIND takes).",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lact_asr.command_line import program_name
 from lact_asr.data.corpus_listings import DATASET_TYPES
 from lact_asr.errors import InputError, exit_on_input_error
 
@@ -79,7 +80,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         return int(text)
 
     parser = argparse.ArgumentParser(
-        prog="python -m lact_asr.data.check_corpus",
+        prog=program_name("python -m lact_asr.data.check_corpus"),
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -10,6 +10,7 @@ import tarfile
 import zlib
 from pathlib import Path
 
+from lact_asr.command_line import program_name
 from lact_asr.data.corpus_listings import find_librispeech_folder, subset_names
 from lact_asr.errors import InputError, exit_on_input_error
 
@@ -80,7 +81,7 @@ def _fetch(name: str, data_dir: Path, base_url: str) -> Path:
 def main(argv: list[str] | None = None) -> int:
     """Download and say where it is; returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m lact_asr.data.download",
+        prog=program_name("python -m lact_asr.data.download"),
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

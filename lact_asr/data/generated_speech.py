@@ -35,6 +35,7 @@ import soxr
 from tqdm import tqdm
 
 from lact_asr.audio import SAMPLE_RATE_HZ
+from lact_asr.command_line import program_name
 from lact_asr.data.atomic_folder import replacing_folder
 from lact_asr.data.espeak import EspeakSynthesiser
 from lact_asr.data.generated_plan import SUBSETS, CorpusPlan, Utterance, is_speakable, plan_corpus
@@ -287,7 +288,7 @@ def generate_corpus(
 
 def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m lact_asr.data.generated_speech",
+        prog=program_name("python -m lact_asr.data.generated_speech"),
         description="Generate a speech corpus in LibriSpeech's layout with eSpeak NG's voices.",
     )
     parser.add_argument(

@@ -7,6 +7,7 @@ import os
 import sys
 from pathlib import Path
 
+from lact_asr.command_line import program_name
 from lact_asr.data.corpus_listings import DATASET_TYPES
 from lact_asr.errors import exit_on_input_error
 
@@ -48,7 +49,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         return int(text)
 
     parser = argparse.ArgumentParser(
-        prog="python -m lact_asr.data.make_shar",
+        prog=program_name("python -m lact_asr.data.make_shar"),
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -21,6 +21,7 @@ import soundfile
 from tqdm import tqdm
 
 from lact_asr.audio import SAMPLE_RATE_HZ, find_audio_files, read_audio
+from lact_asr.command_line import program_name
 from lact_asr.data.atomic_folder import replacing_folder
 from lact_asr.errors import InputError, exit_on_input_error
 
@@ -228,7 +229,8 @@ def write_noisy_subset(
 
 def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m lact_asr.data.noise", description="Write noisy copies of a subset in LibriSpeech's layout."
+        prog=program_name("python -m lact_asr.data.noise"),
+        description="Write noisy copies of a subset in LibriSpeech's layout.",
     )
     parser.add_argument("--data_dir", required=True, help="corpus that holds the subset")
     parser.add_argument("--subset", required=True, help="folder in --data_dir, e.g. test-generated")
