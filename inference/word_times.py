@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from lact_asr.inference.decoding import TimedWord
     from lact_asr.wav2vec2_encoder import Wav2Vec2FrontEnd
 
+CONFIDENCE_DIGITS = 3
+
 
 @dataclass(frozen=True)
 class Word:
@@ -55,13 +57,13 @@ class TimedTranscript:
 
 
 def words_in_seconds(words: Iterable[TimedWord], front_end: Wav2Vec2FrontEnd) -> tuple[Word, ...]:
-    """A decoder's words with times in seconds."""
+    """A decoder's words with times in seconds, and with confidences rounded to what does not depend on the batch."""
     return tuple(
         Word(
             word.text,
             frame_seconds(word.start_frame, front_end),
             frame_seconds(word.end_frame, front_end),
-            word.confidence,
+            round(word.confidence, CONFIDENCE_DIGITS),
         )
         for word in words
     )
