@@ -1,0 +1,101 @@
+"""Train Transformers' Wav2Vec2ForCTC from scratch as our model is trained, and transcribe the validation set with it.
+
+Takes the flags of training/train_hybrid_asr.py, for a corpus that is there. The peer has the configuration's front end, width, depth
+and number of parameters; the batches, augmentation, front-end warm start, optimiser, schedule and language model are ours.
+Choose --max_steps so that both trainings cost the same time: `python -m benchmarks.training` measures a step of each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from accelerate import Accelerator
+
+from benchmarks.wav2vec2_peer import Wav2Vec2Peer
+from lact_asr.checkpoint import BEST_MODEL, LoadedCheckpoint, load_torch_file
+from lact_asr.data.corpora import load_corpus
+from lact_asr.errors import exit_on_input_error
+from lact_asr.inference.decoding import make_decoder
+from lact_asr.inference.evaluation import ResultsWriter, evaluate, format_table, summarise
+from lact_asr.inference.inference_setup import LANGUAGE_MODEL_NAME, corpus_utterances
+from lact_asr.inference.language_model import load_language_model
+from lact_asr.inference.ngram_training import build_ngram
+from lact_asr.inference.recogniser import Recogniser
+from lact_asr.json_files import write_json
+from lact_asr.processing_hybrid_asr import HybridASRProcessor
+from lact_asr.training.arguments import parse_arguments
+from lact_asr.training.checkpoint_rotation import checkpoints_to_resume_from
+from lact_asr.training.data_setup import (
+    choose_processor,
+    join_training_corpora,
+    load_training_corpora,
+    make_evaluation_loader,
+    make_training_loader,
+)
+from lact_asr.training.front_end_warm_start import warm_start_front_end
+from lact_asr.training.model_setup import make_config
+from lact_asr.training.run_log import RunLog, describe_run, prepare_output_dir
+from lact_asr.training.run_setup import make_accelerator
+from lact_asr.training.trainer import Trainer
+
+
+@exit_on_input_error
+def main(argv: list[str] | None = None) -> int:
+    """Train until the last step or a stop request, then transcribe greedily and with the run's language model."""
+    arguments = parse_arguments(argv)
+    prepare_output_dir(arguments.output_dir)
+    trainer = make_peer_trainer(arguments, make_accelerator(arguments))
+    exit_code = trainer.train()
+    trainer.log.close()
+    if exit_code == 0:
+        _transcribe(arguments, trainer.plain_losses.model)
+    return exit_code
+
+
+def make_peer_trainer(arguments: argparse.Namespace, accelerator: Accelerator) -> Trainer:
+    """What `lact_asr.training.run_setup.make_trainer` does for our model."""
+    config = make_config(arguments)
+    corpora = load_training_corpora(arguments)
+    processor = choose_processor(arguments, corpora, config.do_normalize)
+    config.ctc_vocab_size, config.ctc_blank_id = len(processor.vocabulary), processor.tokenizer.pad_token_id
+    model = Wav2Vec2Peer(config)
+    corpus = join_training_corpora(corpora, arguments, processor, model.frame_lengths)
+    batches = make_training_loader(corpus, arguments, processor, accelerator)
+    _, validation_batches = make_evaluation_loader(arguments.data_dir, arguments.val_subset, arguments, processor)
+    resume_from = checkpoints_to_resume_from(arguments.resume_from_checkpoint, arguments.output_dir)
+    if not resume_from and arguments.front_end_warm_start_steps:
+        warm_start_front_end(model.front_end, batches, arguments.front_end_warm_start_steps, accelerator.device)
+    trainer = Trainer(arguments, accelerator, model, processor, batches, validation_batches)
+    if resume_from:
+        trainer.resume(resume_from)
+    write_json(arguments.output_dir / "run.json", describe_run(vars(arguments), {"total": model.num_parameters}))
+    build_ngram(corpus.texts, arguments.output_dir / LANGUAGE_MODEL_NAME, arguments.lm_order)
+    trainer.log = RunLog(arguments.output_dir, resumed=trainer.progress if resume_from else None)
+    return trainer
+
+
+def _transcribe(arguments: argparse.Namespace, model: Wav2Vec2Peer) -> None:
+    """The best model on the validation set, written as `hybrid_asr_inference.py` does and printed as a table."""
+    content = load_torch_file(arguments.output_dir / BEST_MODEL)
+    model.load_state_dict(content["model"])
+    processor = HybridASRProcessor.from_vocabulary(content["vocabulary"], model.config.do_normalize)
+    language_model = load_language_model(arguments.output_dir / LANGUAGE_MODEL_NAME)
+    corpus = load_corpus(arguments.data_dir, arguments.val_subset, arguments.dataset_type)
+    decoders = {
+        "greedy": make_decoder(processor.vocabulary, model.config.ctc_blank_id),
+        "beam + LM": make_decoder(
+            processor.vocabulary, model.config.ctc_blank_id, beam_size=50, language_model=language_model
+        ),
+    }
+    summaries = {}
+    for name, decoder in decoders.items():
+        recogniser = Recogniser(LoadedCheckpoint(model.eval(), processor), decoder)
+        path = arguments.output_dir / f"results_{arguments.val_subset}_{name.split()[0]}.jsonl"
+        with ResultsWriter(path) as writer:
+            summaries[name] = summarise(evaluate(corpus_utterances(corpus), recogniser, writer))
+    print(format_table(summaries))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
