@@ -18,8 +18,12 @@ from lact_asr.kernels.recomputation import gradients_by_recomputation
 
 
 def newton_schulz(matrices: Tensor, coefficients: tuple[tuple[float, float, float], ...] = COEFFICIENTS) -> Tensor:
-    """`reference.newton_schulz`, the same arguments and results; A and P of each step are stored where a gradient is wanted."""
-    return reference.newton_schulz(matrices, coefficients, steps=_steps)
+    """`reference.newton_schulz`, the same arguments and results; A and P of each step are stored where a gradient is wanted.
+
+    A compiler gets the plain steps: it derives their backward pass itself, and takes no `torch.autograd.Function` inside a loop.
+    """
+    steps = reference.steps if torch.compiler.is_compiling() else _steps
+    return reference.newton_schulz(matrices, coefficients, steps=steps)
 
 
 def _steps(iterate: Tensor, coefficients: tuple[tuple[float, float, float], ...]) -> Tensor:

@@ -287,7 +287,7 @@ def _(folder):
     return {"output": folder / "taken" / "results.jsonl"}
 
 
-@case("output is a folder", "Is a directory")
+@case("output is a folder", "is a folder; --output must name")
 def _(folder):
     (folder / "results.jsonl").mkdir()
     return {"output": folder / "results.jsonl"}

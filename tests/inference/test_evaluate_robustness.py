@@ -27,7 +27,8 @@ MEASURED = ("real_time_factor", "real_time_factor_ratio", "peak_memory_bytes")
 @pytest.fixture(scope="module")
 def systems(saved_checkpoint) -> list[str]:
     plain = f"plain: --checkpoint {saved_checkpoint} --greedy"
-    adapted = f"with TTT: --checkpoint {saved_checkpoint} --greedy --use_ttt --ttt_loss_type entropy --ttt_steps 3"
+    # One step: rounding differs between batches, and AdamW's steps on a random model blow it up.
+    adapted = f"with TTT: --checkpoint {saved_checkpoint} --greedy --use_ttt --ttt_loss_type entropy --ttt_steps 1"
     return ["--system", plain, "--system", adapted]
 
 
@@ -93,7 +94,7 @@ def test_a_whole_run(whole, transcribe, saved_checkpoint, tmp_path):
     # The clean row is what the inference command scores.
     output = tmp_path / "r.jsonl"
     corpus = ["--data_dir", whole.corpus, "--subset", "test-tiny", "--output", output]
-    ttt = ["--use_ttt", "--ttt_loss_type", "entropy", "--ttt_steps", 3]
+    ttt = ["--use_ttt", "--ttt_loss_type", "entropy", "--ttt_steps", 1]
     assert transcribe("--checkpoint", saved_checkpoint, "--greedy", *ttt, *corpus).code == 0
     alone = summarise(read_results(output))
     clean = found["with TTT", "clean"]
@@ -136,7 +137,7 @@ def test_summaries_and_report_say_the_same(whole):
         assert f"{name} " in whole.out
     for row in rows:
         assert f"{100 * row['wer']:.1f} ({100 * row['wer_low']:.1f} to {100 * row['wer_high']:.1f})" in page
-    assert "--ttt_steps 3" in page
+    assert "--ttt_steps 1" in page
     assert page.count("<svg") == 1
 
 
