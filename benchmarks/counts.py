@@ -13,31 +13,35 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from benchmarks.model import backend
-from lact_asr import modeling_hybrid_asr
+from lact_asr import fast_weight_ops, modeling_hybrid_asr
 from lact_asr.sample_rate import SAMPLE_RATE_HZ
 
 COUNTED_SECONDS = (1, 2, 4)
 
 
 class ModelCounts:
-    """A model that is never filled with values, and what one utterance of it takes in training, in float32 and plain PyTorch.
+    """A model that is never filled with values, and what one utterance of it takes in training.
 
     Args:
         build: makes the model.
+        kernels: fast weights by the Triton kernels, whose operations nobody counts, instead of plain PyTorch.
+        autocast: 16-bit format of matrix products and what follows them; None for float32 throughout.
     """
 
-    def __init__(self, build: Callable[[], nn.Module]) -> None:
+    def __init__(
+        self, build: Callable[[], nn.Module], kernels: bool = False, autocast: torch.dtype | None = None
+    ) -> None:
+        self._kernels, self._autocast = kernels, autocast
         self._without_values = FakeTensorMode()
         with self._without_values:
             self.model = build().eval()
-            for (
-                layer
-            ) in self.model.modules():  # dropout and gradient checkpointing as in training; no LayerDrop, no masks
+            for layer in self.model.modules():  # dropout and checkpointing as in training; no LayerDrop, no masks
                 if isinstance(layer, GradientCheckpointingLayer):
                     layer.train()
 
@@ -54,7 +58,7 @@ class ModelCounts:
         return counter.get_total_flops()
 
     def saved_bytes(self, num_samples: int) -> int:
-        """Bytes of activations that wait for the backward pass."""
+        """Bytes of activations that wait for the backward pass on a GPU."""
         parameters = {parameter.untyped_storage()._cdata for parameter in self.model.parameters()}
         storages = {}
 
@@ -64,7 +68,11 @@ class ModelCounts:
                 storages[storage._cdata] = storage
             return tensor
 
-        with self._counting(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        with (
+            self._counting(),
+            _as_on_gpus(),
+            torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
+        ):
             self._output(num_samples)
         return sum(storage.nbytes() for storage in storages.values())
 
@@ -72,12 +80,37 @@ class ModelCounts:
     def _counting(self) -> Iterator[None]:
         # The model looks whether any frame is padding, which needs values: none is.
         all_pairs = mock.patch.object(modeling_hybrid_asr, "allowed_pairs", return_value=None)
-        with self._without_values, all_pairs, backend("torch"):
+        # Kernels that never run take tensors of any device.
+        anywhere = mock.patch.object(fast_weight_ops, "_obstacle", return_value=None)
+        autocast = torch.autocast("cpu", self._autocast, enabled=self._autocast is not None)
+        with self._without_values, all_pairs, anywhere, autocast, backend("triton" if self._kernels else "torch"):
             yield
 
     def _output(self, num_samples: int) -> Tensor:
         """Something to differentiate."""
         return self.model(torch.empty(1, num_samples)).logits.sum()
+
+
+@contextmanager
+def _as_on_gpus() -> Iterator[None]:
+    """What GPUs keep otherwise than CPUs.
+
+    Dropout's masks are bytes; fused attention keeps no mask; under autocast layer norms give float32.
+    """
+    attention, layer_norm = functional.scaled_dot_product_attention, functional.layer_norm
+
+    def dropout(hidden: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+        return torch.native_dropout(hidden, p, training)[0] if training else hidden
+
+    def fused(*tensors: Tensor, dropout_p: float = 0.0, **settings) -> Tensor:
+        return attention(*tensors, **settings)
+
+    def norm(hidden: Tensor, *settings) -> Tensor:
+        return layer_norm(hidden.float(), *settings)
+
+    replacements = {"dropout": dropout, "scaled_dot_product_attention": fused, "layer_norm": norm}
+    with mock.patch.multiple(functional, **replacements):
+        yield
 
 
 def of_seconds(count: Callable[[int], int]) -> Callable[[float], float]:

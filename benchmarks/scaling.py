@@ -16,15 +16,20 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
+
 from lact_asr.errors import InputError, exit_on_input_error
 from lact_asr.json_files import write_json, write_text
+from lact_asr.sample_rate import SAMPLE_RATE_HZ
 
 BEGIN, END = "<!-- written by python -m benchmarks.scaling -->", "<!-- end -->"
 PREDICTIONS = Path("scaling", "predictions.json")  # beside the document
+PATHS = {"Triton kernels": True, "plain PyTorch": False}  # who computes fast weights: whether by kernels
+COUNTED_SECONDS = (2, 12)
 OURS, PAPER = "hybrid", "paper"
 GPU_COUNTS = (1, 8, 64)
 GPUS_A_MACHINE = 8
@@ -33,20 +38,39 @@ GRADIENT_BYTES = 4
 
 
 @dataclass(frozen=True)
+class Activations:
+    """What waits for the backward pass of an utterance, in bfloat16 where autocast has it.
+
+    Attributes:
+        path: "Triton kernels" or "plain PyTorch", for fast weights.
+        checkpointing: only inputs of blocks and of front-end layers are kept, and one of these is computed again at a time.
+        fixed_bytes: for an utterance of any length: its own fast weights.
+        bytes_per_second: and for a second of it.
+    """
+
+    path: str
+    checkpointing: bool
+    fixed_bytes: float
+    bytes_per_second: float
+
+    def bytes_of(self, seconds: float) -> float:
+        return self.fixed_bytes + self.bytes_per_second * seconds
+
+
+@dataclass(frozen=True)
 class Model:
-    """What is counted of a model for one utterance of the corpus's mean length.
+    """What is counted of a model.
 
     Attributes:
         parameters, blocks: their numbers.
-        flops: operations of a training step.
-        saved_bytes, checkpointed_bytes: of activations that wait for the backward pass, without and with gradient checkpointing.
+        flops: operations of a training step, for one utterance of the corpus's mean length.
+        activations: for each path, without and with gradient checkpointing.
     """
 
     parameters: int
     blocks: int
     flops: float
-    saved_bytes: float
-    checkpointed_bytes: float
+    activations: tuple[Activations, ...]
 
 
 @dataclass(frozen=True)
@@ -60,6 +84,8 @@ class Assumptions:
         utilisation: lowest and highest share of it that a step reaches.
         link_bytes_per_second: that a GPU's all-reduce reaches within a machine (NVLink), and between machines.
         loader_speed: seconds of audio that a CPU core decodes in a second.
+        gpu_bytes: memory of an H200.
+        usable: share of it for what is counted here; the rest is for what comes and goes.
         source: where rate and utilisation come from.
     """
 
@@ -71,6 +97,8 @@ class Assumptions:
     utilisation: tuple[float, float] = (0.2, 0.4)
     link_bytes_per_second: tuple[float, float] = (300e9, 40e9)
     loader_speed: float = 300.0
+    gpu_bytes: float = 141e9
+    usable: float = 0.8
     source: str = "assumed"
 
 
@@ -82,8 +110,7 @@ class Prediction:
         hours: for all epochs.
         audio_hours_per_hour: all GPUs together.
         loader_cores: that decode so much, for each GPU.
-        ddp_bytes, fsdp_bytes: memory of each GPU with all activations of a batch kept.
-        ddp_checkpointed_bytes, fsdp_checkpointed_bytes: with gradient checkpointing.
+        ddp_bytes, fsdp_bytes: weights, gradients and optimiser state on each GPU, with what is gathered for a while.
     """
 
     gpus: int
@@ -92,12 +119,12 @@ class Prediction:
     loader_cores: tuple[float, float]
     ddp_bytes: float
     fsdp_bytes: float
-    ddp_checkpointed_bytes: float
-    fsdp_checkpointed_bytes: float
 
 
 def count_model(config_path: Path, utterance_seconds: float) -> Model:
-    """Count the model of a configuration file; a minute or less."""
+    """Count the model of a configuration file; a minute or two."""
+    import torch
+
     from benchmarks.counts import ModelCounts, of_seconds
     from benchmarks.training_systems import number_of_parameters, our_config
     from lact_asr import HybridASRForCTC
@@ -110,14 +137,29 @@ def count_model(config_path: Path, utterance_seconds: float) -> Model:
         checkpoint_activations(model)
         return model
 
-    plain, sparing = ModelCounts(lambda: HybridASRForCTC(config)), ModelCounts(checkpointed)
+    activations = []
+    for path, kernels in PATHS.items():
+        kept, inputs = (
+            _bytes_by_seconds(ModelCounts(build, kernels, torch.bfloat16).saved_bytes)
+            for build in (lambda: HybridASRForCTC(config), checkpointed)
+        )
+        sparing = inputs + kept / config.num_hidden_layers
+        activations += [Activations(path, False, *kept.tolist()), Activations(path, True, *sparing.tolist())]
+    plain = ModelCounts(lambda: HybridASRForCTC(config))
     return Model(
         parameters=number_of_parameters(plain.model),
         blocks=config.num_hidden_layers,
         flops=of_seconds(plain.flops)(utterance_seconds),
-        saved_bytes=of_seconds(plain.saved_bytes)(utterance_seconds),
-        checkpointed_bytes=of_seconds(sparing.saved_bytes)(utterance_seconds),
+        activations=tuple(activations),
     )
+
+
+def _bytes_by_seconds(saved_bytes: Callable[[int], int]) -> np.ndarray:
+    """Bytes of an utterance without length, and of each second, by two counted lengths: fused attention keeps nothing quadratic."""
+    short, long = COUNTED_SECONDS
+    counted = [saved_bytes(seconds * SAMPLE_RATE_HZ) for seconds in COUNTED_SECONDS]
+    slope = (counted[1] - counted[0]) / (long - short)
+    return np.array([counted[0] - slope * short, slope])
 
 
 def predict(model: Model, assumed: Assumptions, gpus: int) -> Prediction:
@@ -133,20 +175,22 @@ def predict(model: Model, assumed: Assumptions, gpus: int) -> Prediction:
     audio = tuple(assumed.corpus_hours * assumed.epochs / value for value in hours)
     states = STATE_BYTES * model.parameters
     buckets = GRADIENT_BYTES * model.parameters if gpus > 1 else 0
-    gathered = 2 * GRADIENT_BYTES * model.parameters / model.blocks  # one block runs, the next is on its way
-    kept = assumed.utterances * model.saved_bytes
-    # Of the checkpointed layers one is computed again at a time.
-    sparing = assumed.utterances * (model.checkpointed_bytes + model.saved_bytes / model.blocks)
+    # Of FSDP2's blocks one runs while the next is on its way.
+    gathered = 2 * GRADIENT_BYTES * model.parameters / model.blocks if gpus > 1 else 0
     return Prediction(
         gpus=gpus,
         hours=hours,
         audio_hours_per_hour=audio,
         loader_cores=tuple(value / gpus / assumed.loader_speed for value in audio),
-        ddp_bytes=states + buckets + kept,
-        fsdp_bytes=states / gpus + gathered + kept,
-        ddp_checkpointed_bytes=states + buckets + sparing,
-        fsdp_checkpointed_bytes=states / gpus + gathered + sparing,
+        ddp_bytes=states + buckets,
+        fsdp_bytes=states / gpus + gathered,
     )
+
+
+def longest_batch(activations: Activations, assumed: Assumptions, state_bytes: float) -> float:
+    """Seconds of audio, in utterances of mean length, that a GPU has memory for."""
+    room = assumed.usable * assumed.gpu_bytes - state_bytes
+    return assumed.utterance_seconds * int(room / activations.bytes_of(assumed.utterance_seconds))
 
 
 def with_measured_rates(assumed: Assumptions, measured: dict) -> Assumptions:
@@ -165,7 +209,7 @@ def with_measured_rates(assumed: Assumptions, measured: dict) -> Assumptions:
 
 def tables(content: dict) -> Iterator[str]:
     """Markdown lines of ``predictions.json``."""
-    model, assumed = Model(**content["model"]), Assumptions(**content["assumptions"])
+    model, assumed = read_model(content["model"]), Assumptions(**content["assumptions"])
     low, high = (f"{share:.0%}" for share in assumed.utilisation)
     yield (
         f"**Prediction**, paper-size model ({model.parameters / 1e6:.0f} M parameters), CTC, {assumed.corpus_hours:.0f} h × "
@@ -173,21 +217,43 @@ def tables(content: dict) -> Iterator[str]:
         f"{assumed.matmul_flops_per_second / 1e12:.0f} TFLOP/s ({assumed.source}):"
     )
     yield ""
-    yield "| H200s | hours | audio hours an hour | loader cores a GPU | memory a GPU: DDP | FSDP2 | DDP, checkpointing | FSDP2, checkpointing |"
-    yield "|---|---|---|---|---|---|---|---|"
+    yield "| H200s | hours | audio hours an hour | loader cores a GPU | weights, gradients, optimiser a GPU: DDP | FSDP2 |"
+    yield "|---|---|---|---|---|---|"
     for row in content["predictions"]:
         ranges = (row["hours"], row["audio_hours_per_hour"][::-1], row["loader_cores"][::-1])
-        memory = (row[f"{kind}_bytes"] for kind in ("ddp", "fsdp", "ddp_checkpointed", "fsdp_checkpointed"))
+        memory = (row["ddp_bytes"], row["fsdp_bytes"])
         yield f"| {row['gpus']} | {' | '.join(map(_range, ranges))} | {' | '.join(map(_gigabytes, memory))} |"
     yield ""
     yield (
         f"Counted: {model.flops / 1e12:.2f} TFLOP an utterance ({3600 * model.flops / assumed.utterance_seconds / 1e12:.0f} an hour of "
-        f"audio), {_gigabytes(model.saved_bytes)} of activations in float32 by plain PyTorch, "
-        f"{_gigabytes(model.checkpointed_bytes)} with gradient checkpointing."
+        "audio). Activations, in bfloat16 autocast, come on top of the states:"
     )
+    yield ""
+    yield from _memory_table(model, assumed, max(row["ddp_bytes"] for row in content["predictions"]))
     for measured in content["measured"]:
         yield ""
         yield from _measured_table(measured)
+
+
+def read_model(content: dict) -> Model:
+    """Of ``predictions.json``."""
+    return Model(**{**content, "activations": tuple(Activations(**entry) for entry in content["activations"])})
+
+
+def _memory_table(model: Model, assumed: Assumptions, state_bytes: float) -> Iterator[str]:
+    batch = f"{assumed.utterances} × {assumed.utterance_seconds:g} s"
+    yield (
+        f"| fast weights by | `--gradient_checkpointing` | an utterance | a second of it | a batch of {batch} | with states (DDP) | "
+        f"longest batch in {assumed.usable:.0%} of {assumed.gpu_bytes / 1e9:.0f} GB |"
+    )
+    yield "|---|---|---|---|---|---|---|"
+    for entry in model.activations:
+        kept = assumed.utterances * entry.bytes_of(assumed.utterance_seconds)
+        memory = (entry.fixed_bytes, entry.bytes_per_second, kept, kept + state_bytes)
+        yield (
+            f"| {entry.path} | {'yes' if entry.checkpointing else 'no'} | {' | '.join(map(_gigabytes, memory))} | "
+            f"{longest_batch(entry, assumed, state_bytes):,.0f} s |"
+        )
 
 
 def _measured_table(measured: dict) -> Iterator[str]:

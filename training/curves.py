@@ -7,6 +7,8 @@ import logging
 import os
 from pathlib import Path
 
+from lact_asr.training.run_log import LOG_NAME
+
 CURVES_NAME = "training_curves.png"
 # Panels, and which numbers of which events they show.
 PANELS = {
@@ -27,23 +29,23 @@ def draw_curves(output_dir: Path) -> None:
 
 
 def read_curves(log: Path) -> dict[tuple[str, str], list[tuple[int, float]]]:
-    """(event, name) -> (step, value) in order of steps; of a step logged twice, as by a run that was killed and resumed, the last."""
-    curves: dict[tuple[str, str], dict[int, float]] = {}
+    """(event, name) -> (step, value) in order of steps."""
+    curves: dict[tuple[str, str], list[tuple[int, float]]] = {}
     for line in log.read_text(encoding="utf-8").splitlines():
         try:
             event = json.loads(line)
-        except json.JSONDecodeError:  # the last line of a killed run
+        except json.JSONDecodeError:  # half a line, where a disk is full
             continue
         for name, value in event.items():
             if isinstance(value, (int, float)):
-                curves.setdefault((event["event"], name), {})[event["step"]] = value
-    return {key: sorted(points.items()) for key, points in curves.items()}
+                curves.setdefault((event["event"], name), []).append((event["step"], value))
+    return curves
 
 
 def _draw(output_dir: Path) -> None:
     from matplotlib.figure import Figure  # without pyplot: no display and no global state
 
-    curves = read_curves(output_dir / "training_log.jsonl")
+    curves = read_curves(output_dir / LOG_NAME)
     figure = Figure(figsize=(8, 9), layout="constrained")
     for axes, (title, lines) in zip(figure.subplots(len(PANELS), sharex=True), PANELS.items(), strict=True):
         for event, name in lines:

@@ -117,7 +117,7 @@ def make_trainer(arguments: argparse.Namespace, accelerator: Accelerator, resume
     if not resume_from:
         _warm_start(arguments, accelerator, model, training_batches)
         if model.ttt_rates is not None and config.ttt_optimizer == "sgd":
-            calibrate_rates(model.to(accelerator.device), training_batches, accelerator.device)
+            calibrate_rates(model.to(accelerator.device), training_batches, accelerator)
     _prepare_layers(arguments, accelerator, model)
     trainer = Trainer(arguments, accelerator, model, processor, training_batches, validation_batches)
     if resume_from:

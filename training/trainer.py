@@ -114,7 +114,7 @@ class Trainer:
         self.scheduler.load_state_dict(content["scheduler"])
         if self.accelerator.scaler is not None and content["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(content["scaler"])
-        self.progress, self._recent = Progress(**content["progress"]), content["recent"]
+        self.progress = Progress(**content["progress"])
         if len(set(gather_object([self.progress.step]))) > 1:
             raise InputError("The processes see different checkpoints; do all machines share the output folder?")
         if not (self.arguments.output_dir / BEST_MODEL).exists():  # it stayed in another run's folder
@@ -126,6 +126,7 @@ class Trainer:
         if len(content["random"]) == self.accelerator.num_processes:
             restore_random_state(content["random"][self.accelerator.process_index])
             self._random_state = random_state()
+            self._recent = content["recent"][self.accelerator.process_index]
         return path
 
     def train(self) -> int:
@@ -336,7 +337,7 @@ class Trainer:
         Raises:
             OSError: it cannot be written; those before it are still there.
         """
-        random_states = gather_object([self._random_state])
+        random_states, recent = gather_object([self._random_state]), gather_object([self._recent])
         model, optimizer = model_state(self.plain_losses), optimizer_state(self.plain_losses, self.optimizer.optimizer)
         if not self.accelerator.is_main_process:
             return
@@ -350,7 +351,7 @@ class Trainer:
             scheduler=self.scheduler.state_dict(),
             scaler=None if scaler is None else scaler.state_dict(),
             random=random_states,
-            recent=self._recent,
+            recent=recent,
             progress=self.progress,
             vocabulary=self.vocabulary,
         )

@@ -13,7 +13,7 @@ import torch
 from lact_asr.checkpoint import load_torch_file, save_file_atomically
 from lact_asr.errors import InputError
 
-FORMAT = "lact-asr training state, version 2"
+FORMAT = "lact-asr training state, version 3"
 
 
 @dataclass
@@ -48,9 +48,9 @@ class Progress:
 
 def save_training_state(
     path: Path, *, model: dict, optimizer: dict, scheduler: dict, scaler: dict | None, random: list[dict],
-    recent: list[dict[str, float]], progress: Progress, vocabulary: dict[str, int],
+    recent: list[list[dict[str, float]]], progress: Progress, vocabulary: dict[str, int],
 ) -> None:  # fmt: skip
-    """Write the state atomically: state dictionaries, the `random_state` of each process, and what the next line of the log is of.
+    """Write the state atomically: state dictionaries, and of each process the `random_state` and what the next line of the log is of.
 
     Raises:
         OSError: it cannot be written.

@@ -11,17 +11,21 @@ from benchmarks.scaling import (
     BEGIN,
     END,
     PREDICTIONS,
+    Activations,
     Assumptions,
     Model,
+    longest_batch,
     main,
     predict,
+    read_model,
     replaced_block,
     tables,
     with_measured_rates,
 )
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
-MODEL = Model(parameters=1_000_000, blocks=4, flops=1e12, saved_bytes=8e9, checkpointed_bytes=1e9)
+ACTIVATIONS = Activations("Triton kernels", False, fixed_bytes=1e9, bytes_per_second=1e8)
+MODEL = Model(parameters=1_000_000, blocks=4, flops=1e12, activations=(ACTIVATIONS,))
 ASSUMED = Assumptions(
     corpus_hours=10, epochs=2, utterance_seconds=10, utterances=4, matmul_flops_per_second=1e13, utilisation=(0.1, 0.4),
     link_bytes_per_second=(1e9, 1e8), loader_speed=100,
@@ -41,8 +45,7 @@ def test_one_gpu_takes_its_operations_over_its_rate():
     assert one.hours == (pytest.approx(1_800 * 4e12 / 4e12 / 3600), pytest.approx(1_800 * 4e12 / 1e12 / 3600))
     assert one.audio_hours_per_hour == (pytest.approx(40), pytest.approx(10))
     assert one.loader_cores == (pytest.approx(0.4), pytest.approx(0.1))
-    assert one.ddp_bytes == pytest.approx(16e6 + 32e9)
-    assert one.ddp_checkpointed_bytes == pytest.approx(16e6 + 4 * (1e9 + 2e9))
+    assert one.ddp_bytes == one.fsdp_bytes == pytest.approx(16e6)
 
 
 def test_sums_of_gradients_are_hidden_at_best_and_added_at_worst():
@@ -51,7 +54,14 @@ def test_sums_of_gradients_are_hidden_at_best_and_added_at_worst():
     steps = 1_800 / 16
     assert sixteen.hours == (pytest.approx(steps * all_reduce / 3600), pytest.approx(steps * (4 + all_reduce) / 3600))
     assert predict(MODEL, ASSUMED, 8).hours[0] == pytest.approx(1_800 / 8 / 3600)
-    assert sixteen.fsdp_bytes == pytest.approx(1e6 + 2e6 + 32e9)
+    assert sixteen.ddp_bytes == pytest.approx(16e6 + 4e6)
+    assert sixteen.fsdp_bytes == pytest.approx(1e6 + 2e6)
+
+
+def test_the_longest_batch_is_of_whole_utterances_beside_the_states():
+    assumed = replace(ASSUMED, gpu_bytes=20e9, usable=0.5)  # 10 GB for utterances of 2 GB
+    assert longest_batch(ACTIVATIONS, assumed, state_bytes=0) == 5 * 10
+    assert longest_batch(ACTIVATIONS, assumed, state_bytes=1e9) == 4 * 10
 
 
 def test_a_gpus_measured_rates_replace_assumed_ones_and_a_cpus_do_not():
@@ -71,7 +81,7 @@ def test_a_document_is_written_between_its_marks(tmp_path, monkeypatch, capsys):
     assert text.startswith(f"before\n{BEGIN}\n**Prediction**")
     assert text.endswith(f"{END}\nafter\n")
     assert "old" not in text
-    assert json.loads((tmp_path / PREDICTIONS).read_text())["model"] == asdict(MODEL)
+    assert read_model(json.loads((tmp_path / PREDICTIONS).read_text())["model"]) == MODEL
     document.write_text("no marks")
     assert main(["--docs", str(document)]) == 2
     assert "has no lines" in capsys.readouterr().err
@@ -86,7 +96,7 @@ def test_the_document_says_what_was_computed():
     content = json.loads((DOCS / PREDICTIONS).read_text())
     text = (DOCS / "scaling.md").read_text()
     assert replaced_block(text, list(tables(content))) == text
-    model, assumed = Model(**content["model"]), Assumptions(**content["assumptions"])
+    model, assumed = read_model(content["model"]), Assumptions(**content["assumptions"])
     for row in content["predictions"]:
         assert json.loads(json.dumps(asdict(predict(model, assumed, row["gpus"])))) == row
     assert len(re.findall(r"^\| (1|8|64) \|", text, flags=re.MULTILINE)) == 3

@@ -110,6 +110,15 @@ def test_checkpointing_saves_fewer_bytes_and_computes_more():
     assert 1.2 < sparing.flops(32_000) / plain.flops(32_000) < 1.4
 
 
+def test_kernels_keep_their_inputs_alone_and_bfloat16_halves_them():
+    pytest.importorskip("triton", reason="the package triton is not installed: pip install lact-asr[triton]")
+    plain, kernels, halved = (
+        ModelCounts(one_block, *how).saved_bytes(32_000) for how in ((), (True,), (True, torch.bfloat16))
+    )
+    assert kernels < 0.7 * plain
+    assert 0.5 * kernels < halved < 0.8 * kernels
+
+
 @pytest.mark.parametrize("size", ["tiny", "small", "hybrid_asr_config"])
 def test_the_peer_has_our_size(size):
     ours = our_config(f"configs/{size}.json", 32)

@@ -168,20 +168,31 @@ def start_training(corpus_dir, write_config, tmp_path) -> Callable[..., BaseProc
 
 
 @pytest.fixture(scope="session")
-def train_in_two_processes(corpus_dir) -> Callable[..., dict[str, Run]]:
-    """``train_in_two_processes(config, folder, {name: flags})``: the command by torchrun, one run after another."""
+def start_in_two_processes(corpus_dir) -> Callable[..., subprocess.Popen]:
+    """``start_in_two_processes(config, folder, {name: flags})``: the command by torchrun, one run after another."""
 
-    def run(config: Path, folder: Path, trainings: dict[str, tuple]) -> dict[str, Run]:
+    def start(config: Path, folder: Path, trainings: dict[str, tuple]) -> subprocess.Popen:
         data = ("--config_path", config, "--data_dir", corpus_dir)
         commands = [training_command(*data, *flags, output_dir=folder / name) for name, flags in trainings.items()]
         launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
         script = Path(__file__).with_name("run_trainings.py")
-        done = subprocess.run(
-            [*launcher, script, json.dumps(commands)], capture_output=True, text=True, timeout=600,
+        return subprocess.Popen(
+            [*launcher, script, json.dumps(commands)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        return {name: Run(0, done.stdout, done.stderr, folder / name) for name in trainings}
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def train_in_two_processes(start_in_two_processes) -> Callable[..., dict[str, Run]]:
+    """As `start_in_two_processes`, and waits for the runs."""
+
+    def run(config: Path, folder: Path, trainings: dict[str, tuple]) -> dict[str, Run]:
+        with start_in_two_processes(config, folder, trainings) as launched:
+            out, err = launched.communicate(timeout=600)
+        assert launched.returncode == 0, err
+        return {name: Run(0, out, err, folder / name) for name in trainings}
 
     return run
 

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+import subprocess
 import time
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
@@ -60,10 +61,10 @@ def test_sigterm_saves_within_seconds_while_workers_read(start_training, tmp_pat
     process = start_training("--max_steps", 100_000, "--save_steps", 100_000, "--num_workers", 2)
     wait_for(lambda: log.exists() and log.stat().st_size > 0, process)
     if receivers == "the process and its workers":
-        workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        workers = children(process.pid)
         assert len(workers) == 2
         for worker in workers:
-            os.kill(int(worker), signal.SIGTERM)
+            os.kill(worker, signal.SIGTERM)
     process.terminate()
     process.join(60)
     assert process.exitcode == 0  # the command has returned
@@ -71,10 +72,32 @@ def test_sigterm_saves_within_seconds_while_workers_read(start_training, tmp_pat
     assert checkpoint == checkpoint_path(tmp_path / "run", json.loads(log.read_text().splitlines()[-1])["step"])
 
 
-def wait_for(happened: Callable[[], bool], process: BaseProcess) -> None:
+def test_two_processes_killed_are_bit_for_bit_never_killed(
+    start_in_two_processes, train_in_two_processes, write_config, corpus_dir, tmp_path
+):
+    """The one line of losses in the log is their mean over all steps and both processes."""
+    config, folder = write_config(tmp_path, **MODEL), tmp_path / "killed"
+    flags = (*FLAGS, "--noise_dir", corpus_dir / "dev-generated", "--num_workers", 0, "--logging_steps", STEPS)
+    with start_in_two_processes(config, tmp_path, {"killed": flags}) as launched:
+        wait_for(lambda: saved_checkpoints(folder)[:1] >= [checkpoint_path(folder, 4)], launched)
+        for number in (launched.pid, *children(launched.pid)):
+            os.kill(number, signal.SIGKILL)
+    newest = saved_checkpoints(folder)[0]
+    runs = train_in_two_processes(config, tmp_path, {"killed": flags, "straight": flags})
+    assert f"Going on from {newest}, step" in runs["killed"].out
+    assert different(folder, runs["straight"].folder) == []
+
+
+def children(process: int) -> list[int]:
+    """Numbers of the processes that one has started."""
+    return list(map(int, Path(f"/proc/{process}/task/{process}/children").read_text().split()))
+
+
+def wait_for(happened: Callable[[], bool], process: BaseProcess | subprocess.Popen) -> None:
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not happened():
-        assert process.is_alive(), f"training ended with exit code {process.exitcode}"
+        alive = process.poll() is None if isinstance(process, subprocess.Popen) else process.is_alive()
+        assert alive, "training ended by itself"
         assert time.monotonic() < deadline
         time.sleep(0.002)
 

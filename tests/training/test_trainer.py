@@ -4,6 +4,7 @@ import copy
 import itertools
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -42,6 +43,11 @@ def test_log_has_every_step_with_finite_losses_and_the_schedule(finished_run, tr
     assert events[0]["audio_hours"] < events[-1]["audio_hours"] == pytest.approx(2 * training_seconds / 3600, rel=1e-3)
 
 
+def test_progress_shows_the_time_left_loss_error_rate_and_speed(finished_run):
+    bar = r"training: +60%.*6/10 \[\d\d:\d\d<\d\d:\d\d.*, loss \d+\.\d+, best WER \d+\.\d%, \d+ s audio/s"
+    assert re.search(bar, finished_run.err)
+
+
 def test_validation_after_each_epoch_decides_the_best_model(finished_run):
     events = finished_run.events("validation")
     assert [event["step"] for event in events] == [5, 10]
@@ -65,6 +71,8 @@ def test_run_description_vocabulary_and_test_results(finished_run):
     description = json.loads((folder / "run.json").read_text())
     assert description["arguments"]["max_epochs"] == 2
     assert (description["processes"], description["distribution"], description["precision"]) == (1, "NO", "no")
+    assert all(description[name] for name in ("command", "git_commit", "python", "packages", "machine"))
+    assert json.loads((folder / "config.json").read_text())["hidden_size"] == 32
     assert description["parameters"]["total"] == sum(p.numel() for p in finished_run.best().model.parameters())
     assert json.loads((folder / "vocab.json").read_text()) == build_vocabulary()
     results = json.loads((folder / "test_results.json").read_text())

@@ -15,6 +15,7 @@ REPEATABLE = {
     "meta with clean views": ("--ttt_training", "meta", "--ttt_loss_type", "entropy", *CLEAN_VIEWS),
 }
 MASKED = {"masked": ("--ttt_training", "joint", "--ttt_loss_type", "masked_prediction")}  # each process draws its own
+CALIBRATED = {"calibrated": ("--ttt_training", "meta", "--ttt_loss_type", "entropy", "--ttt_optimizer", "sgd")}
 MODEL = {
     "num_hidden_layers": 1,
     "hidden_dropout": 0.0,
@@ -28,7 +29,7 @@ MODEL = {
 def by_two_processes(train_in_two_processes, write_config, tmp_path_factory):
     """The finished runs, by name."""
     folder = tmp_path_factory.mktemp("two_processes")
-    trainings = {name: (*BATCHES, *flags) for name, flags in (REPEATABLE | MASKED).items()}
+    trainings = {name: (*BATCHES, *flags) for name, flags in (REPEATABLE | MASKED | CALIBRATED).items()}
     return train_in_two_processes(write_config(folder, **MODEL), folder, trainings)
 
 
@@ -54,6 +55,14 @@ def test_masked_prediction_trains_every_parameter(by_two_processes):
     assert all(moment.abs().max() > 0 for moment in _moments(run))
     first, second = run.state()["random"]
     assert not torch.equal(first["cpu"], second["cpu"])
+
+
+def test_rates_are_calibrated_on_batches_of_both_processes(by_two_processes, train):
+    one = train(*BATCHES, "--gradient_accumulation_steps", 2, *CALIBRATED["calibrated"], **MODEL)
+    found, expected = (run.state()["model"]["ttt_rates.log_rates"] for run in (by_two_processes["calibrated"], one))
+    assert expected.std() > 0.5
+    # Two steps of learning move them by less than other batches would.
+    torch.testing.assert_close(found, expected, rtol=0, atol=5e-3)
 
 
 def _losses(event: dict) -> dict[str, float]:
