@@ -8,6 +8,7 @@ from pathlib import Path
 from lact_asr.command_line import program_name
 from lact_asr.data.corpus_listings import DATASET_TYPES
 from lact_asr.errors import InputError
+from lact_asr.inference.decoder_names import DECODERS
 from lact_asr.inference.recipe_files import read_recipe, recipe_summaries
 from lact_asr.inference.transcript_formats.formats import FORMATS, FORMATS_HELP, choose_format
 from lact_asr.ttt_names import (
@@ -111,6 +112,26 @@ def _add_decoding(group: argparse._ArgumentGroup) -> None:
         type=float,
         default=10.0,
         help="drop beams this far below the best, in nats (default: %(default)s)",
+    )
+    group.add_argument(
+        "--decoder",
+        choices=tuple(DECODERS),
+        default="pyctcdecode",
+        help="which library searches the beams. "
+        + "; ".join(f"{name}: {meaning}" for name, meaning in DECODERS.items())
+        + " (default: %(default)s)",
+    )
+    group.add_argument(
+        "--hot_words", nargs="+", default=(), metavar="WORD", help="names and terms to listen for, known or not"
+    )
+    group.add_argument(
+        "--hot_word_weight", type=float, default=10.0, help="added for each hot word, in nats (default: %(default)s)"
+    )
+    group.add_argument(
+        "--n_best",
+        type=int,
+        default=1,
+        help="transcripts to give for each recording, best first (default: %(default)s)",
     )
     group.add_argument(
         "--move_emission_to_cpu",
@@ -260,6 +281,12 @@ def _check(arguments: argparse.Namespace) -> None:
         raise InputError(f"--batch_size must be 1 or more, not {arguments.batch_size}.")
     if arguments.beam_size < 1:
         raise InputError(f"--beam_size must be 1 or more, not {arguments.beam_size}.")
+    if arguments.n_best < 1:
+        raise InputError(f"--n_best must be 1 or more, not {arguments.n_best}.")
+    if arguments.greedy and (arguments.n_best > 1 or arguments.hot_words):
+        raise InputError(
+            "--greedy has one transcript and knows no hot words: leave out --greedy, or --n_best and --hot_words."
+        )
     if arguments.greedy and arguments.lm_path not in ("auto", "none"):
         raise InputError("--greedy uses no language model: leave out --greedy or --lm_path.")
     in_results_file = arguments.output is not None and arguments.output_format in (None, "jsonl")

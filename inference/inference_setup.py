@@ -204,6 +204,10 @@ def describe_recogniser(arguments: argparse.Namespace) -> str:
         decoding = f"beam search, {arguments.beam_size} beams, no language model"
     else:
         decoding = "greedy"
+    if arguments.decoder != "pyctcdecode" and arguments.beam_size > 1:
+        decoding += f", {arguments.decoder}"
+    if arguments.hot_words:
+        decoding += f", hot words {' '.join(arguments.hot_words)} ({arguments.hot_word_weight:g})"
     decoding = f"Decoding: {decoding}.{' Fast weights are not updated.' * arguments.freeze_fast_weights}"
     if not arguments.use_ttt:
         return decoding
@@ -287,6 +291,10 @@ def _decoder(
         beam_size=beam_size,
         language_model=language_model,
         beam_threshold=arguments.beam_threshold,
+        back_end=arguments.decoder,
+        hot_words=tuple(arguments.hot_words),
+        hot_word_weight=arguments.hot_word_weight,
+        n_best=arguments.n_best,
         **weights,
     )
 

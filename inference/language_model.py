@@ -145,7 +145,7 @@ def _load_kenlm(named: Path, path: Path) -> kenlm.Model:
 
 
 @contextlib.contextmanager
-def _uncompressed(path: Path) -> Iterator[Path]:
+def uncompressed(path: Path) -> Iterator[Path]:
     """Give an uncompressed copy of a gzip file for the time of loading (kenlm reads gzip only where zlib's headers were at its build)."""
     with path.open("rb") as file:
         if file.read(2) != _GZIP_MAGIC:
@@ -300,7 +300,7 @@ def load_language_model(path: str | Path, characters: Iterable[str] | None = Non
     if path.stat().st_size == 0:
         raise _bad_model(path, "is empty")
     try:
-        with _uncompressed(path) as plain:
+        with uncompressed(path) as plain:
             with plain.open("rb") as file:
                 is_binary = file.read(len(_KENLM_BINARY_MAGIC)) == _KENLM_BINARY_MAGIC
             words = None if is_binary else _arpa_unigrams(path, plain)

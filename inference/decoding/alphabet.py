@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Mapping
 
@@ -14,6 +15,11 @@ _SPECIAL_TOKEN = re.compile(r"[<\[].+[>\]]")
 _WORD_DELIMITERS = ("|", " ")
 
 LogProbs = torch.Tensor | np.ndarray
+
+
+def respell(text: str, spelling: Mapping[str, str]) -> str:
+    """Change characters, such as between the cases of an acoustic and a language model."""
+    return "".join(spelling.get(character, character) for character in text)
 
 
 class CTCAlphabet:
@@ -45,10 +51,19 @@ class CTCAlphabet:
         if len(columns) == 1:
             raise InputError("the vocabulary holds no character: only the blank and special tokens")
         self.columns = np.array(columns)
+        self._set_labels(labels)
+
+    def _set_labels(self, labels: list[str]) -> None:
         self.labels = labels
         self._index = {label: index for index, label in enumerate(labels)}
         # Longest first: where labels of several characters are among them, they are what a word is spelt with.
         self._spelling = re.compile("|".join(map(re.escape, sorted(filter(None, labels), key=len, reverse=True))))
+
+    def respelt(self, spelling: Mapping[str, str]) -> CTCAlphabet:
+        """The same columns with other characters for theirs."""
+        alphabet = copy.copy(self)
+        alphabet._set_labels([respell(label, spelling) for label in self.labels])
+        return alphabet
 
     @property
     def has_delimiter(self) -> bool:
@@ -59,6 +74,10 @@ class CTCAlphabet:
     def characters(self) -> list[str]:
         """The characters that spell words, sorted."""
         return sorted(set("".join(self.labels)) - {" "})
+
+    def can_spell(self, text: str) -> bool:
+        """Whether `spell` gives all of a text."""
+        return "".join(self._spelling.findall(text)) == text
 
     def spell(self, text: str) -> list[int]:
         """Indices into `labels` that spell a text, by the longest labels from the left; characters without a label are passed over."""

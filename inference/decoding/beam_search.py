@@ -9,18 +9,13 @@ import numpy as np
 import torch
 
 from lact_asr.errors import InputError
-from lact_asr.inference.decoding.alphabet import CTCAlphabet, LogProbs
+from lact_asr.inference.decoding.alphabet import CTCAlphabet, LogProbs, respell
 from lact_asr.inference.decoding.confidence import with_confidence
 from lact_asr.inference.decoding.greedy import GreedyDecoder
-from lact_asr.inference.decoding.pyctcdecode_search import Hypothesis, PyctcdecodeSearch
+from lact_asr.inference.decoding.search import Hypothesis, make_search
 from lact_asr.inference.decoding.search_options import SearchOptions
 from lact_asr.inference.decoding.transcripts import Decoder, Transcript, decode_rows
 from lact_asr.inference.language_model import LanguageModel
-
-
-def _respell(text: str, spelling: Mapping[str, str]) -> str:
-    """Change characters between the cases of the acoustic and the language model."""
-    return "".join(spelling.get(character, character) for character in text)
 
 
 class BeamSearchDecoder:
@@ -56,23 +51,40 @@ class BeamSearchDecoder:
                 raise InputError("a word language model needs a vocabulary with the word delimiter '|'")
             spelling = language_model.spelling(self.alphabet.characters)
         self._own_spelling = {theirs: own for own, theirs in spelling.items()}
-        labels = [_respell(label, spelling) for label in self.alphabet.labels]
-        hot_words = tuple(_respell(word, spelling) for word in self.options.hot_words)
-        self._search = PyctcdecodeSearch(labels, language_model, dataclasses.replace(self.options, hot_words=hot_words))
+        hot_words = tuple(respell(word, spelling) for word in self.options.hot_words)
+        self._search = make_search(
+            self.alphabet.respelt(spelling), language_model, dataclasses.replace(self.options, hot_words=hot_words)
+        )
 
     def decode(self, log_probs: LogProbs, length: int | None = None) -> Transcript:
         """Decode one utterance; arguments and `ValueError` as in `CTCAlphabet.prepare`."""
         frames = self.alphabet.prepare(log_probs, length)
         if len(frames) == 0:
             return Transcript()
-        best, *others = (self._transcript(frames, hypothesis) for hypothesis in self._search(frames))
+        kept = self._informative(frames)
+        best, *others = (self._transcript(frames, kept, hypothesis) for hypothesis in self._search(frames[kept]))
         return dataclasses.replace(best, alternatives=tuple(others))
 
-    def _transcript(self, frames: np.ndarray, hypothesis: Hypothesis) -> Transcript:
-        words = [(_respell(word, self._own_spelling), start, end) for word, start, end in hypothesis.words]
+    def _informative(self, frames: np.ndarray) -> np.ndarray:
+        """Numbers of the frames to search.
+
+        Of a run of frames in which only the blank passes `token_threshold`, the first suffices: it parts equal letters, and the others
+        add the same log-probability to every hypothesis.
+        """
+        others = frames[:, 1:].max(axis=1)
+        silent = (others < -self.options.token_threshold) & (frames[:, 0] > others)
+        goes_on = np.append(False, silent[1:] & silent[:-1])
+        return np.flatnonzero(~goes_on)
+
+    def _transcript(self, frames: np.ndarray, kept: np.ndarray, hypothesis: Hypothesis) -> Transcript:
+        words = [
+            (respell(word, self._own_spelling), int(kept[start]), int(kept[end - 1]) + 1)
+            for word, start, end in hypothesis.words
+        ]
         text = " ".join(word for word, _, _ in words)
+        blanks = float(frames[:, 0].sum() - frames[kept, 0].sum())
         timed_words = with_confidence(self.alphabet, frames, words)
-        return Transcript(text, hypothesis.score, hypothesis.acoustic_score, timed_words)
+        return Transcript(text, hypothesis.score + blanks, hypothesis.acoustic_score + blanks, timed_words)
 
     def decode_batch(self, log_probs: LogProbs, lengths: Sequence[int] | torch.Tensor) -> list[Transcript]:
         """Decode a padded batch: `log_probs` [B, T, V], `lengths` [B] in frames."""

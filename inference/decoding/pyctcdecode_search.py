@@ -3,46 +3,38 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 
 from lact_asr.errors import InputError
+from lact_asr.inference.decoding.alphabet import CTCAlphabet
+from lact_asr.inference.decoding.search import Hypothesis
 from lact_asr.inference.decoding.search_options import SearchOptions
 from lact_asr.inference.decoding.word_scorer import WordScorer
 from lact_asr.inference.language_model import LanguageModel
 
 
-class Hypothesis(NamedTuple):
-    """One of a search's results: words as (text, first frame, frame after the last), and scores as in `Transcript`."""
-
-    words: list[tuple[str, int, int]]
-    acoustic_score: float
-    score: float
-
-
 class PyctcdecodeSearch:
-    """The search itself, in the language model's spelling; what it is called with and gives: `Hypothesis`."""
+    """See `lact_asr.inference.decoding.search.Search`."""
 
-    def __init__(self, labels: Sequence[str], language_model: LanguageModel | None, options: SearchOptions):
-        """Labels are those of `CTCAlphabet`; raises `InputError` where pyctcdecode is not installed."""
+    def __init__(self, alphabet: CTCAlphabet, language_model: LanguageModel | None, options: SearchOptions):
+        """Raises `InputError` where pyctcdecode is not installed."""
         try:
             from pyctcdecode.alphabet import Alphabet
             from pyctcdecode.decoder import BeamSearchDecoderCTC
         except ImportError as error:
             raise InputError("beam search needs the package pyctcdecode: pip install 'lact-asr[beam]'") from error
         self._options = options
-        scorer = None if language_model is None else WordScorer(language_model, "".join(labels), options)
+        scorer = None if language_model is None else WordScorer(language_model, alphabet.characters, options)
         # Hypotheses alike in all that a language model still looks at make room for others; without one the sum over paths stays exact.
-        self._prune_history = scorer is not None and options.n_best == 1
+        self._prune_history = language_model is not None and options.n_best == 1
         # Built from parts: pyctcdecode's build_ctcdecoder guesses at labels' meanings and logs its guesses.
-        self._search = BeamSearchDecoderCTC(Alphabet(list(labels), is_bpe=False), scorer)
+        self._search = BeamSearchDecoderCTC(Alphabet(alphabet.labels, is_bpe=False), scorer)
         # It keeps language models in a dictionary of the class, where they would outlive the decoder.
         self._release = weakref.finalize(self, self._search.cleanup)
 
     def __call__(self, frames: np.ndarray) -> list[Hypothesis]:
-        """The best transcripts of float64 [T, U] log-probabilities, best first."""
+        """See `Search`."""
         beams = self._search.decode_beams(
             frames,
             beam_width=self._options.beam_size,

@@ -30,6 +30,7 @@ class SearchOptions:
             place in a narrow beam.
         hot_words: words (of phrases, each word) to listen for; they count as known to the language model.
         hot_word_weight: added for each hot word, in shares for its beginnings.
+        back_end: the library that searches, of `lact_asr.inference.decoder_names.DECODERS`.
 
     Raises:
         InputError: an impossible value.
@@ -44,6 +45,7 @@ class SearchOptions:
     n_best: int = 1
     hot_words: tuple[str, ...] = ()
     hot_word_weight: float = DEFAULT_HOT_WORD_WEIGHT
+    back_end: str = "pyctcdecode"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "hot_words", tuple(word for phrase in self.hot_words for word in phrase.split()))

@@ -1,14 +1,14 @@
-"""A word n-gram model as pyctcdecode's beam search asks it."""
+"""A word n-gram model's share of a hypothesis' score, as pyctcdecode's beam search asks for it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from lact_asr.inference.decoding.search_options import SearchOptions
 from lact_asr.inference.language_model import LanguageModel
 
-_NATURAL_PER_LOG10 = math.log(10.0)
+NATURAL_PER_LOG10 = math.log(10.0)
 # kenlm answers -100 for an unknown word where a model has no <unk>; that would forbid such words whatever was heard.
 _LOWEST_UNKNOWN_LOG10 = -8.0
 
@@ -31,7 +31,7 @@ class WordScorer:
         self._prefixes = language_model.prefixes(characters)
         self.order = language_model.order
         self._options = options
-        self._lm_weight_per_log10 = options.lm_weight * _NATURAL_PER_LOG10
+        self._lm_weight_per_log10 = options.lm_weight * NATURAL_PER_LOG10
 
     def get_start_state(self):
         """State at the start of a sentence."""
@@ -61,3 +61,11 @@ class WordScorer:
         if is_last_word:
             score += self._lm_weight_per_log10 * self._model.BaseScore(state, "</s>", self._new_state())
         return score, state
+
+    def score_text(self, words: Sequence[str]) -> float:
+        """Score of a whole text, in nats."""
+        state, total = self.get_start_state(), 0.0
+        for word in words:
+            score, state = self.score(state, word)
+            total += score
+        return total + self.score(state, "", is_last_word=True)[0]

@@ -1,6 +1,7 @@
 """Decoders against sums over all paths, hand-made alignments, and a real n-gram model."""
 
 import gc
+import importlib.util
 import itertools
 import math
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from lact_asr.errors import InputError
+from lact_asr.inference.decoder_names import DECODERS
 from lact_asr.inference.decoding import (
     BeamSearchDecoder,
     CTCAlphabet,
@@ -55,11 +57,38 @@ def spell(text, confidence=0.9):
     return frames_of([symbol for character in text for symbol in (character, "_")], confidence)
 
 
+INSTALLED = [
+    name
+    for name, module in {
+        "pyctcdecode": "pyctcdecode",
+        "ctc-beam-decoder": "ctc_beam_decoder",
+        "flashlight": "flashlight",
+    }.items()
+    if importlib.util.find_spec(module)
+]
+
+
+@pytest.fixture(params=DECODERS)
+def back_end(request):
+    if request.param not in INSTALLED:
+        pytest.skip(f"{request.param} is not installed: pip install 'lact-asr[decoders]'")
+    return request.param
+
+
+@pytest.fixture(params=["pyctcdecode", "ctc-beam-decoder"])
+def open_back_end(request):
+    """A back end that finds any word, and sums over all paths that spell a text."""
+    if request.param not in INSTALLED:
+        pytest.skip(f"{request.param} is not installed: pip install 'lact-asr[decoders]'")
+    return request.param
+
+
 def decoders():
-    return [GreedyDecoder(VOCABULARY, BLANK), BeamSearchDecoder(VOCABULARY, BLANK)]
+    searches = [BeamSearchDecoder(VOCABULARY, BLANK, back_end=name) for name in INSTALLED]
+    return [GreedyDecoder(VOCABULARY, BLANK), *searches]
 
 
-@pytest.mark.parametrize("decoder", decoders(), ids=["greedy", "beam"])
+@pytest.mark.parametrize("decoder", decoders(), ids=["greedy", *INSTALLED])
 @pytest.mark.parametrize(
     ("alignment", "text"),
     [
@@ -78,7 +107,7 @@ def test_blanks_repeats_and_spaces(decoder, alignment, text):
     assert decoder.decode(frames_of(alignment)).text == text
 
 
-@pytest.mark.parametrize("decoder", decoders(), ids=["greedy", "beam"])
+@pytest.mark.parametrize("decoder", decoders(), ids=["greedy", *INSTALLED])
 def test_words_carry_their_frames(decoder):
     transcript = decoder.decode(frames_of("__HHI_ __YOU_UU_"))
     assert transcript.text == "HI YOUU"
@@ -86,7 +115,7 @@ def test_words_carry_their_frames(decoder):
     assert spans == [("HI", 2, 5), ("YOUU", 9, 15)]
 
 
-@pytest.mark.parametrize("decoder", decoders(), ids=["greedy", "beam"])
+@pytest.mark.parametrize("decoder", decoders(), ids=["greedy", *INSTALLED])
 def test_special_tokens_never_appear(decoder):
     log_probs = frames_of("CAT").repeat_interleave(2, dim=0)
     for token in ("<s>", "</s>", "<unk>"):
@@ -96,10 +125,10 @@ def test_special_tokens_never_appear(decoder):
         # Without these tokens the same utterance scores the same: they take no probability from the others.
         silenced = log_probs.clone()
         silenced[:, VOCABULARY[token]] = -math.inf
-        assert decoder.decode(shouted).score == pytest.approx(decoder.decode(silenced).score, abs=1e-4)
+        assert decoder.decode(shouted).score == pytest.approx(decoder.decode(silenced).score, abs=0.01)
 
 
-@pytest.mark.parametrize("decoder", decoders(), ids=["greedy", "beam"])
+@pytest.mark.parametrize("decoder", decoders(), ids=["greedy", *INSTALLED])
 def test_confidence_is_the_probability_that_its_frames_spell_the_word(decoder):
     log_probs = frames_of("_AAB_ B_", confidence=0.8)
     words = decoder.decode(log_probs).words
@@ -115,14 +144,14 @@ def test_confidence_is_the_probability_that_its_frames_spell_the_word(decoder):
     assert words[0].confidence < words[1].confidence < 1
 
 
-def test_words_put_in_by_the_language_model_are_doubted(language_model):
+def test_words_put_in_by_the_language_model_are_doubted(back_end, language_model):
     log_probs = frames_of([*"THE B", "UI", *"RD SIN", "KG", *"S"], confidence=0.95)
-    words = BeamSearchDecoder(VOCABULARY, BLANK, language_model).decode(log_probs).words
+    words = BeamSearchDecoder(VOCABULARY, BLANK, language_model, back_end=back_end).decode(log_probs).words
     assert [word.text for word in words] == ["THE", "BIRD", "SINGS"]
     assert words[1].confidence < 0.5 < 0.8 < words[0].confidence
 
 
-def test_n_best_are_the_likeliest_texts_in_order():
+def test_n_best_are_the_likeliest_texts_in_order(open_back_end):
     vocabulary, labels = {"<pad>": 0, "|": 1, "A": 2, "B": 3}, ["", " ", "A", "B"]
     log_probs = torch.randn(5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64).log_softmax(-1)
     totals = {}
@@ -130,7 +159,9 @@ def test_n_best_are_the_likeliest_texts_in_order():
         text = text_of_path(path, labels)
         probability = math.exp(sum(log_probs[frame, index].item() for frame, index in enumerate(path)))
         totals[text] = totals.get(text, 0.0) + probability
-    decoder = BeamSearchDecoder(vocabulary, 0, beam_size=1000, beam_threshold=50, token_threshold=50, n_best=4)
+    decoder = BeamSearchDecoder(
+        vocabulary, 0, beam_size=1000, beam_threshold=50, token_threshold=50, n_best=4, back_end=open_back_end
+    )
     best = decoder.decode(log_probs)
     found = [best, *best.alternatives]
     assert [transcript.text for transcript in found] == sorted(totals, key=totals.get, reverse=True)[:4]
@@ -140,9 +171,9 @@ def test_n_best_are_the_likeliest_texts_in_order():
     assert all([word.text for word in transcript.words] == transcript.text.split() for transcript in found)
 
 
-def test_n_best_with_a_language_model_differ_in_early_words_too(language_model):
+def test_n_best_with_a_language_model_differ_in_early_words_too(open_back_end, language_model):
     log_probs = frames_of(["T", "H", "E", " ", *"B", "IE", "RL", "_", "DL", *" ROLLED INTO MY HOUSE"], confidence=0.7)
-    best = BeamSearchDecoder(VOCABULARY, BLANK, language_model, n_best=5).decode(log_probs)
+    best = BeamSearchDecoder(VOCABULARY, BLANK, language_model, n_best=5, back_end=open_back_end).decode(log_probs)
     texts = [best.text, *(other.text for other in best.alternatives)]
     assert len(set(texts)) == 5
     assert len({text.split()[1] for text in texts}) > 1
@@ -151,15 +182,52 @@ def test_n_best_with_a_language_model_differ_in_early_words_too(language_model):
 
 
 @pytest.mark.parametrize("with_language_model", [False, True])
-def test_hot_words_are_heard_where_letters_compete(language_model, with_language_model):
+def test_hot_words_are_heard_where_letters_compete(open_back_end, language_model, with_language_model):
     log_probs = frames_of([*"THE ", "ZS", *"EBR", "EA", *" LO_OKS AT MY HOUSE"], confidence=0.95)
     model = language_model if with_language_model else None
-    plain = BeamSearchDecoder(VOCABULARY, BLANK, model).decode(log_probs)
-    boosted = BeamSearchDecoder(VOCABULARY, BLANK, model, hot_words=["sebra park"], hot_word_weight=6.0).decode(
-        log_probs
-    )
+    plain = BeamSearchDecoder(VOCABULARY, BLANK, model, back_end=open_back_end).decode(log_probs)
+    boosted = BeamSearchDecoder(
+        VOCABULARY, BLANK, model, hot_words=["sebra park"], hot_word_weight=6.0, back_end=open_back_end
+    ).decode(log_probs)
     assert "SEBRA" not in plain.text
     assert boosted.text == "THE SEBRA LOOKS AT MY HOUSE"
+
+
+def test_flashlight_refuses_what_it_cannot_do():
+    pytest.importorskip(
+        "flashlight.lib.text", reason="flashlight-text is not installed: pip install 'lact-asr[decoders]'"
+    )
+    with pytest.raises(InputError, match="no hot words"):
+        BeamSearchDecoder(VOCABULARY, BLANK, hot_words=["BIRD"], back_end="flashlight")
+
+
+def test_a_last_word_that_is_cut_off_stays_as_far_as_it_was_spelt(language_model):
+    pytest.importorskip(
+        "flashlight.lib.text", reason="flashlight-text is not installed: pip install 'lact-asr[decoders]'"
+    )
+    decoder = BeamSearchDecoder(VOCABULARY, BLANK, language_model, beam_size=2, back_end="flashlight")
+    transcript = decoder.decode(spell("THE GARD", 0.999))
+    assert transcript.text == "THE GARD"
+    assert -20 < transcript.score < 0
+    assert transcript.words[-1].end_frame == 15
+
+
+def test_unknown_back_ends_are_refused():
+    with pytest.raises(InputError, match="'kaldi' is none of pyctcdecode, ctc-beam-decoder, flashlight"):
+        BeamSearchDecoder(VOCABULARY, BLANK, back_end="kaldi")
+
+
+def test_frames_of_silence_change_times_and_scores_but_no_search(back_end, language_model):
+    def decode(pause):
+        log_probs = frames_of([*"__THE_", *["_"] * pause, *" BIR_D", *["_"] * pause, *" SIN_GS"], confidence=0.995)
+        decoder = BeamSearchDecoder(VOCABULARY, BLANK, language_model, back_end=back_end)
+        return decoder.decode(log_probs), decoder.alphabet.prepare(log_probs, None)[0, 0]
+
+    (short, silence), (long, _) = decode(0), decode(20)
+    assert short.text == long.text == "THE BIRD SINGS"
+    assert [word.start_frame for word in long.words] == [2, 27, 53] != [word.start_frame for word in short.words]
+    assert long.score == pytest.approx(short.score + 40 * silence, abs=0.01)
+    assert long.acoustic_score == pytest.approx(short.acoustic_score + 40 * silence, abs=0.01)
 
 
 def test_hot_words_of_other_characters_are_refused():
@@ -178,7 +246,7 @@ def test_random_log_probs_give_only_letters_and_single_spaces():
             assert frames == sorted(frames)
 
 
-@pytest.mark.parametrize("decoder", decoders(), ids=["greedy", "beam"])
+@pytest.mark.parametrize("decoder", decoders(), ids=["greedy", *INSTALLED])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_padding_is_ignored(decoder, dtype):
     short, long = spell("GO").to(dtype), spell("STAY HERE").to(dtype)
@@ -187,7 +255,8 @@ def test_padding_is_ignored(decoder, dtype):
     batch[0, len(short) :] = math.nan  # whatever stands in padding must not be looked at
     results = decoder.decode_batch(batch, torch.tensor([len(short), len(long), 0]))
     assert [result.text for result in results] == ["GO", "STAY HERE", ""]
-    assert results[0] == decoder.decode(short)
+    assert results[0].score == pytest.approx(decoder.decode(short).score, abs=0.01)
+    assert results[0].words[0].confidence == decoder.decode(short).words[0].confidence
     assert results[2] == Transcript()
 
 
@@ -197,7 +266,7 @@ def test_numpy_and_tensors_decode_alike():
         assert decoder.decode(log_probs.numpy()) == decoder.decode(log_probs)
 
 
-@pytest.mark.parametrize("decoder", decoders(), ids=["greedy", "beam"])
+@pytest.mark.parametrize("decoder", decoders(), ids=["greedy", *INSTALLED])
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -229,8 +298,12 @@ def text_of_path(path, labels):
     ("vocabulary", "labels", "frame_count"),
     [({"<pad>": 0, "A": 1, "B": 2}, ["", "A", "B"], 4), ({"<pad>": 0, "|": 1, "A": 2, "B": 3}, ["", " ", "A", "B"], 5)],
 )
-def test_beam_search_without_language_model_is_exact_when_the_beam_is_wide(vocabulary, labels, frame_count):
-    decoder = BeamSearchDecoder(vocabulary, 0, beam_size=10_000, beam_threshold=math.inf, token_threshold=math.inf)
+def test_beam_search_without_language_model_is_exact_when_the_beam_is_wide(
+    open_back_end, vocabulary, labels, frame_count
+):
+    decoder = BeamSearchDecoder(
+        vocabulary, 0, beam_size=10_000, beam_threshold=math.inf, token_threshold=math.inf, back_end=open_back_end
+    )
     differs_from_greedy = 0
     for seed in range(20):
         generator = torch.Generator().manual_seed(seed)
@@ -250,12 +323,12 @@ def test_beam_search_without_language_model_is_exact_when_the_beam_is_wide(vocab
     assert differs_from_greedy > 0  # else the sums over paths would not have been tested
 
 
-def test_language_model_mends_spelling(language_model):
+def test_language_model_mends_spelling(back_end, language_model):
     # Where two letters compete, the wrong one is just ahead.
     log_probs = frames_of([*"THE B", "UI", *"RD SIN", "KG", *"S ", "IO", *"N THE GARD", "AE", "N"])
     greedy = GreedyDecoder(VOCABULARY, BLANK).decode(log_probs).text
-    plain = BeamSearchDecoder(VOCABULARY, BLANK).decode(log_probs)
-    mended = BeamSearchDecoder(VOCABULARY, BLANK, language_model).decode(log_probs)
+    plain = BeamSearchDecoder(VOCABULARY, BLANK, back_end=back_end).decode(log_probs)
+    mended = BeamSearchDecoder(VOCABULARY, BLANK, language_model, back_end=back_end).decode(log_probs)
     assert greedy == plain.text == "THE BURD SINKS IN THE GARDAN"
     assert mended.text == "THE BIRD SINGS IN THE GARDEN"
     assert [word.start_frame for word in mended.words] == [0, 4, 9, 15, 18, 22]
@@ -273,13 +346,13 @@ def test_words_that_the_language_model_does_not_know_survive_clear_speech(langua
 
 
 @pytest.mark.parametrize("alignment", ["_" * 30, " " * 30, "_ " * 15])
-def test_silence_stays_empty_with_a_language_model(language_model, alignment):
-    transcript = BeamSearchDecoder(VOCABULARY, BLANK, language_model).decode(frames_of(alignment))
+def test_silence_stays_empty_with_a_language_model(back_end, language_model, alignment):
+    transcript = BeamSearchDecoder(VOCABULARY, BLANK, language_model, back_end=back_end).decode(frames_of(alignment))
     assert (transcript.text, transcript.words) == ("", ())
 
 
-def test_a_space_at_the_end_changes_nothing(language_model):
-    decoder = BeamSearchDecoder(VOCABULARY, BLANK, language_model)
+def test_a_space_at_the_end_changes_nothing(back_end, language_model):
+    decoder = BeamSearchDecoder(VOCABULARY, BLANK, language_model, back_end=back_end)
     without, with_space = (
         decoder.decode(spell("MY SISTER WALKS", 0.99)),
         decoder.decode(spell("MY SISTER WALKS ", 0.99)),
@@ -288,12 +361,12 @@ def test_a_space_at_the_end_changes_nothing(language_model):
     assert with_space.score - with_space.acoustic_score == pytest.approx(without.score - without.acoustic_score)
 
 
-def test_lower_case_language_model_serves_an_upper_case_model(tmp_path, language_model):
+def test_lower_case_language_model_serves_an_upper_case_model(back_end, tmp_path, language_model):
     lower = load_language_model(build_ngram([text.lower() for text in SENTENCES], tmp_path / "lower.arpa"))
     log_probs = frames_of([*"THE B", "UI", *"RD SIN", "KG", "S"])
-    expected = BeamSearchDecoder(VOCABULARY, BLANK, language_model).decode(log_probs)
+    expected = BeamSearchDecoder(VOCABULARY, BLANK, language_model, back_end=back_end).decode(log_probs)
     assert expected.text == "THE BIRD SINGS"
-    actual = BeamSearchDecoder(VOCABULARY, BLANK, lower).decode(log_probs)
+    actual = BeamSearchDecoder(VOCABULARY, BLANK, lower, back_end=back_end).decode(log_probs)
     assert (actual.text, actual.words) == (expected.text, expected.words)
     assert actual.score == pytest.approx(expected.score, abs=1e-6)
 
