@@ -28,6 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     from lact_asr.inference.inference_setup import corpus_utterances, spread_evenly
     from lact_asr.inference.robustness.groups import members
     from lact_asr.inference.robustness.summary import summary_rows
+    from lact_asr.locks import alone_in
 
     try:
         from lact_asr.inference.robustness.report import describe_run, markdown, write_summary
@@ -43,11 +44,12 @@ def main(argv: list[str] | None = None) -> int:
     if corpus.problems:
         print(corpus.report(), file=sys.stderr)
     utterances = _read_once(spread_evenly(corpus_utterances(corpus), arguments.max_samples))
-    outcomes = _run_systems(arguments, utterances, corruptions)
-    average = [condition.name for condition in arguments.average]
-    rows = summary_rows(outcomes, groups, baseline=arguments.baseline, average=average, seed=arguments.seed)
-    settings = describe_run(arguments, sys.argv[1:] if argv is None else argv, corpus.name)
-    write_summary(rows, settings, arguments.output_dir)
+    with alone_in(arguments.output_dir):
+        outcomes = _run_systems(arguments, utterances, corruptions)
+        average = [condition.name for condition in arguments.average]
+        rows = summary_rows(outcomes, groups, baseline=arguments.baseline, average=average, seed=arguments.seed)
+        settings = describe_run(arguments, sys.argv[1:] if argv is None else argv, corpus.name)
+        write_summary(rows, settings, arguments.output_dir)
     print(markdown(rows))
     print(f"Report: {arguments.output_dir / 'report.html'}", file=sys.stderr)
     return 0
@@ -72,10 +74,7 @@ def _run_systems(
     from lact_asr.inference.robustness.systems import run_system
 
     folder = arguments.output_dir / "corruptions"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--output_dir {arguments.output_dir} cannot be used: {error.strerror}.") from None
+    folder.mkdir(exist_ok=True)
     manifests = {
         name: CorruptionManifest(folder / f"{file_name(name)}.jsonl", resume=arguments.resume) for name in corruptions
     }

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from lact_asr.audio import SAMPLE_RATE_HZ
 from lact_asr.errors import InputError
 from lact_asr.inference.word_times import Word
+from lact_asr.locks import open_alone
 from lact_asr.metrics import ErrorCounts, count_character_errors, count_word_errors
 
 _SETTINGS_KEY = "settings"
@@ -140,12 +141,8 @@ def _parse_line(path: Path, number: int, line: bytes) -> UtteranceResult | dict:
         raise InputError(f"results file {path}, line {number}, is not a JSON object with {names}") from error
 
 
-def _read_lines(path: Path) -> tuple[list[UtteranceResult], dict | None, int]:
-    """Read a results file; returns results, settings, and the number of bytes up to the last complete line."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"results file {path} cannot be read: {error.strerror}") from error
+def _parse_lines(path: Path, content: bytes) -> tuple[list[UtteranceResult], dict | None, int]:
+    """Of a results file's content: results, settings, and the number of bytes up to the last complete line."""
     complete_bytes = content.rfind(b"\n") + 1
     lines = [
         _parse_line(path, number, line) for number, line in enumerate(content[:complete_bytes].splitlines(), 1) if line
@@ -155,12 +152,17 @@ def _read_lines(path: Path) -> tuple[list[UtteranceResult], dict | None, int]:
 
 
 def read_results(path: str | Path) -> list[UtteranceResult]:
-    """Read a results file. Of several lines for one id (a failure repeated by a resumed run) the last counts; a torn last line is passed over.
+    """Read a results file. Of several lines for one id (a failure, and what a resumed run made of it) the last counts; a torn last line is passed over.
 
     Raises:
         InputError: no such file, or a complete line that is not a result (named by number).
     """
-    results, _, _ = _read_lines(Path(path))
+    path = Path(path)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"results file {path} cannot be read: {error.strerror}") from error
+    results, _, _ = _parse_lines(path, content)
     return list({result.id: result for result in results}.values())
 
 
@@ -170,6 +172,7 @@ class ResultsWriter:
     Use as a context manager; `done` holds the results of an earlier run to be resumed. Failures are not among them, nor, where word times are
     wanted, results without: they are tried again.
     The first line holds the run's settings, so that a run is not resumed with others. A file that got no result is removed again.
+    While the context lasts, no other process can write to the file.
     """
 
     def __init__(
@@ -188,26 +191,31 @@ class ResultsWriter:
         self.resume = resume
         self.word_times = word_times
         self.done: dict[str, UtteranceResult] = {}
+        self._earlier_failures: list[UtteranceResult] = []
         self._file = None
         self._holds_results = False
 
     def __enter__(self) -> ResultsWriter:
-        keep_bytes = self._take_up_earlier_run() if self.resume and self.path.exists() else 0
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("r+b" if keep_bytes else "wb")
-            self._file.truncate(keep_bytes)
-            self._file.seek(keep_bytes)
+            self._file = open_alone(self.path)
         except (FileExistsError, NotADirectoryError) as error:
             raise InputError(f"cannot write results file {self.path}: {self.path.parent} is not a folder") from error
         except OSError as error:
             raise InputError(f"cannot write results file {self.path}: {error.strerror}") from error
+        try:
+            keep_bytes = self._take_up_earlier_run() if self.resume else 0
+        except InputError:
+            self._file.close()
+            raise
+        self._file.truncate(keep_bytes)
         if not keep_bytes:
             self._append(_json_line({_SETTINGS_KEY: self.settings}))
         return self
 
     def _take_up_earlier_run(self) -> int:
-        results, settings, complete_bytes = _read_lines(self.path)
+        self._file.seek(0)
+        results, settings, complete_bytes = _parse_lines(self.path, self._file.read())
         earlier = settings or {}
         for key in sorted(earlier.keys() | self.settings.keys()) if complete_bytes else ():
             if earlier.get(key) != self.settings.get(key):
@@ -217,19 +225,21 @@ class ResultsWriter:
                 )
         self._holds_results = bool(results)
         self.done = {result.id: result for result in results if not (result.failed or self._lacks_words(result))}
+        self._earlier_failures = [result for result in results if result.failed]
         return complete_bytes
 
     def _lacks_words(self, result: UtteranceResult) -> bool:
         return self.word_times and result.words is None
 
     def __exit__(self, *exception) -> None:
-        self._file.close()
         if not self._holds_results:
             self.path.unlink(missing_ok=True)
+        self._file.close()
 
     def write(self, result: UtteranceResult) -> None:
-        """Append a result and hand it to the operating system."""
-        self._append(result.json_line(self.word_times))
+        """Append a result and hand it to the operating system; a failure that is there already is not written again."""
+        if result not in self._earlier_failures:
+            self._append(result.json_line(self.word_times))
         self._holds_results = True
 
     def _append(self, line: str) -> None:
@@ -308,18 +318,16 @@ def evaluate(
 
 
 def _evaluate_some(utterances: Sequence[Utterance], recognise: Recognise) -> Iterator[UtteranceResult]:
-    """Read and recognise some utterances at once; the time is shared out by their durations."""
-    readable, recordings = [], []
-    for utterance in utterances:
-        try:
-            recordings.append(utterance.read())
-            readable.append(utterance)
-        except InputError as error:
-            yield _failed(utterance, error)
+    """Read and recognise some utterances at once, and give results in their order; the time is shared out by their durations."""
+    recordings = [_read_or_error(utterance) for utterance in utterances]
+    readable = [samples for samples in recordings if not isinstance(samples, InputError)]
+    pairs = zip(utterances, recordings, strict=True)
+    speakers = [utterance.speaker for utterance, samples in pairs if not isinstance(samples, InputError)]
     started = time.perf_counter()
-    answers = recognise(recordings, [utterance.speaker for utterance in readable]) if recordings else ()
-    seconds_a_sample = (time.perf_counter() - started) / max(1, sum(map(len, recordings)))
-    for utterance, samples, answer in zip(readable, recordings, answers, strict=True):
+    answers = iter(recognise(readable, speakers) if readable else ())
+    seconds_a_sample = (time.perf_counter() - started) / max(1, sum(map(len, readable)))
+    for utterance, samples in zip(utterances, recordings, strict=True):
+        answer = samples if isinstance(samples, InputError) else next(answers)
         if isinstance(answer, InputError):
             yield _failed(utterance, answer)
         else:
@@ -333,6 +341,13 @@ def _evaluate_some(utterances: Sequence[Utterance], recognise: Recognise) -> Ite
                 ttt_refusal=answer.ttt_refusal,
                 words=answer.words,
             )
+
+
+def _read_or_error(utterance: Utterance) -> np.ndarray | InputError:
+    try:
+        return utterance.read()
+    except InputError as error:
+        return error
 
 
 def _failed(utterance: Utterance, error: InputError) -> UtteranceResult:

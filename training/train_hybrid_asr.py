@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import sys
 
@@ -16,6 +17,7 @@ def main(argv: list[str] | None = None) -> int:
     """Parse, set up, train, report; returns the exit code."""
     arguments = parse_arguments(argv)
     # Imported after parsing: --help and mistyped flags answer at once.
+    from lact_asr.locks import alone_in
     from lact_asr.training.checkpoint_rotation import checkpoints_to_resume_from
     from lact_asr.training.run_log import prepare_output_dir
     from lact_asr.training.run_setup import make_accelerator, make_trainer, score_test_subset
@@ -24,12 +26,13 @@ def main(argv: list[str] | None = None) -> int:
     prepare_output_dir(arguments.output_dir)
     accelerator = make_accelerator(arguments)
     try:
-        trainer = make_trainer(arguments, accelerator, resume_from)
-        exit_code = trainer.train()
-        if exit_code == 0 and accelerator.is_main_process:
-            score_test_subset(arguments, accelerator)
-        if trainer.log is not None:
-            trainer.log.close()
+        with alone_in(arguments.output_dir) if accelerator.is_main_process else contextlib.nullcontext():
+            trainer = make_trainer(arguments, accelerator, resume_from)
+            exit_code = trainer.train()
+            if exit_code == 0 and accelerator.is_main_process:
+                score_test_subset(arguments, accelerator)
+            if trainer.log is not None:
+                trainer.log.close()
     except OSError as error:
         if error.errno not in FULL_DISK:
             raise

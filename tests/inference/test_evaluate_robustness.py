@@ -303,7 +303,7 @@ def test_a_file_in_the_way_of_the_output(evaluate, tmp_path):
     (tmp_path / "out").write_text("")
     run = evaluate(conditions=["clean"])
     assert run.code == EXIT_BAD_INPUT
-    assert run.err.splitlines()[-1] == f"error: --output_dir {tmp_path / 'out'} cannot be used: Not a directory."
+    assert run.err.splitlines()[-1] == f"error: {tmp_path / 'out'} is not a folder"
 
 
 def test_a_manifest_that_is_none(evaluate):

@@ -1,0 +1,64 @@
+"""One process at a time writes a file or a folder; the second is told so.
+
+Locks are POSIX record locks: the system lets go of them when the process ends, however it ends. (Those of filelock are inherited by forked
+workers, which outlive a killed run by seconds, in which it could not be started again.) Windows has none of them, and nothing is locked there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from lact_asr.errors import InputError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+
+def open_alone(path: Path) -> BinaryIO:
+    """Open a file to read it and to append to it; until it is closed, no other process gets it from this function.
+
+    It is made if it is not there. The lock goes with the first descriptor of the file that this process closes, so read it through this one.
+
+    Raises:
+        InputError: another process has it.
+        OSError: it cannot be opened.
+    """
+    while True:
+        file = path.open("a+b")
+        try:
+            if fcntl is not None:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        except (BlockingIOError, PermissionError):
+            file.close()
+            raise InputError(f"another process is writing {path}: wait for it, or choose another place") from None
+        except FileNotFoundError:  # the one that had it has removed it
+            pass
+        file.close()
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """A block that no other process enters for the same folder; a file `.lock` in the folder serves for that.
+
+    Raises:
+        InputError: another process is in it, or the folder cannot be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open_alone(folder / ".lock")
+    except InputError:
+        raise InputError(f"another run is writing to {folder}: wait for it, or choose another folder") from None
+    except (FileExistsError, NotADirectoryError):
+        raise InputError(f"{folder} is not a folder") from None
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written to: {error.strerror}") from None
+    with lock:
+        yield
