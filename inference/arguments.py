@@ -134,6 +134,13 @@ def _add_decoding(group: argparse._ArgumentGroup) -> None:
         help="transcripts to give for each recording, best first (default: %(default)s)",
     )
     group.add_argument(
+        "--decoding_processes",
+        type=int,
+        default=0,
+        help="decode in so many processes, each with its own language model, while the model goes on; results do not depend "
+        "on it (default: %(default)s, in turn with the model)",
+    )
+    group.add_argument(
         "--move_emission_to_cpu",
         action="store_true",
         help="move each utterance's log-probabilities to the CPU in one piece before decoding, to free the GPU",
@@ -281,6 +288,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise InputError(f"--batch_size must be 1 or more, not {arguments.batch_size}.")
     if arguments.beam_size < 1:
         raise InputError(f"--beam_size must be 1 or more, not {arguments.beam_size}.")
+    if arguments.decoding_processes < 0:
+        raise InputError(f"--decoding_processes must be 0 or more, not {arguments.decoding_processes}.")
     if arguments.n_best < 1:
         raise InputError(f"--n_best must be 1 or more, not {arguments.n_best}.")
     if arguments.greedy and (arguments.n_best > 1 or arguments.hot_words):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -38,6 +40,7 @@ class UtteranceResult:
         message: why the utterance failed; None if it did not.
         ttt_refusal: why the hypothesis is not an adapted one; None where it is, or without test-time training.
         words: those of the hypothesis, with their times; None in results files that were written without them.
+        alternatives: the next best hypotheses, best first, where they were wanted.
     """
 
     id: str
@@ -53,6 +56,7 @@ class UtteranceResult:
     message: str | None = None
     ttt_refusal: str | None = None
     words: tuple[Word, ...] | None = None
+    alternatives: tuple[str, ...] = ()
 
     @property
     def failed(self) -> bool:
@@ -71,6 +75,7 @@ class UtteranceResult:
         compute_seconds: float,
         ttt_refusal: str | None = None,
         words: tuple[Word, ...] | None = None,
+        alternatives: tuple[str, ...] = (),
     ) -> UtteranceResult:
         """Compare hypotheses with the reference, if there is one."""
 
@@ -90,6 +95,7 @@ class UtteranceResult:
             compute_seconds,
             ttt_refusal=ttt_refusal,
             words=words,
+            alternatives=alternatives,
         )
 
     def json_line(self, word_times: bool) -> str:
@@ -97,6 +103,8 @@ class UtteranceResult:
         values = asdict(self)
         if not word_times:
             del values["words"]
+        if not self.alternatives:
+            del values["alternatives"]
         return _json_line(values)
 
     @classmethod
@@ -105,14 +113,15 @@ class UtteranceResult:
         counts = {name: ErrorCounts(**values[name]) for name in _ERROR_FIELDS if values.get(name) is not None}
         words = values.get("words")
         words = None if words is None else tuple(Word(**word) for word in words)
-        result = cls(**{**values, **counts, "words": words})
+        alternatives = tuple(values.get("alternatives", ()))
+        result = cls(**{**values, **counts, "words": words, "alternatives": alternatives})
         result._check_types()
         return result
 
     def _check_types(self) -> None:
         words = self.words or ()
         texts = [self.id, *(text for name in _TEXT_FIELDS if (text := getattr(self, name)) is not None)]
-        texts += [word.text for word in words]
+        texts += [*self.alternatives, *(word.text for word in words)]
         errors = [counts for name in _ERROR_FIELDS if (counts := getattr(self, name)) is not None]
         numbers = [self.audio_seconds, self.compute_seconds, *(n for counts in errors for n in vars(counts).values())]
         numbers += [number for word in words for number in (word.start_seconds, word.end_seconds, word.confidence or 0)]
@@ -268,16 +277,18 @@ class Utterance:
 class Hypotheses:
     """What a recogniser answers: the text, with test-time training also the text before it, and why the text was not adapted.
 
-    `words` are those of `text`, with their times.
+    `words` are those of `text`, with their times; `alternatives` are the next best texts, if wanted.
     """
 
     text: str
     text_without_ttt: str | None = None
     ttt_refusal: str | None = None
     words: tuple[Word, ...] = ()
+    alternatives: tuple[str, ...] = ()
 
 
-Recognise = Callable[[Sequence[np.ndarray], Sequence[str | None]], Sequence[Hypotheses | InputError]]
+Answer = Hypotheses | InputError
+Recognise = Callable[[Sequence[np.ndarray], Sequence[str | None]], Sequence[Answer | Callable[[], Answer]]]
 
 
 def evaluate(
@@ -287,17 +298,19 @@ def evaluate(
     batch_size: int = 1,
     description: str = "recognising",
     in_order: bool = True,
+    ahead: int = 0,
 ) -> list[UtteranceResult]:
     """Recognise utterances, with a progress bar. A bad file is recorded with its sentence and the rest go on.
 
     Args:
         utterances: those that `writer.done` holds are taken from there.
         recognise: from some recordings, each float32 [samples], and their speakers to an answer for each; an `InputError` among
-            them (output that is not finite, …) counts as the file's.
+            them (output that is not finite, …) counts as the file's. An answer may be a function that gives it.
         writer: an entered `ResultsWriter`, or None to write nothing.
         batch_size: recordings given to ``recognise`` at once.
         description: of the progress bar.
         in_order: False lets batches hold recordings of similar durations, the longest first: little of them is then padding.
+        ahead: batches that are recognised before the first one's functions are called: so a `DecodingPool` decodes while the model goes on.
 
     Returns:
         One result for each utterance, in their order.
@@ -308,39 +321,63 @@ def evaluate(
         todo.sort(key=lambda utterance: utterance.seconds, reverse=True)
     done = len(utterances) - len(todo)
     with tqdm(total=len(utterances), initial=done, desc=description, unit="utterance", mininterval=1.0) as bar:
-        for start in range(0, len(todo), batch_size):
-            for result in _evaluate_some(todo[start : start + batch_size], recognise):
-                found[result.id] = result
-                if writer:
-                    writer.write(result)
-                bar.update()
+        batches = (todo[start : start + batch_size] for start in range(0, len(todo), batch_size))
+        for result in _results(batches, recognise, ahead):
+            found[result.id] = result
+            if writer:
+                writer.write(result)
+            bar.update()
     return [found[utterance.id] for utterance in utterances]
 
 
-def _evaluate_some(utterances: Sequence[Utterance], recognise: Recognise) -> Iterator[UtteranceResult]:
+def _results(batches: Iterable[Sequence[Utterance]], recognise: Recognise, ahead: int) -> Iterator[UtteranceResult]:
+    started: deque[list[Callable[[], UtteranceResult]]] = deque()
+    for batch in batches:
+        started.append(_start(batch, recognise))
+        if len(started) > ahead:
+            yield from (result() for result in started.popleft())
+    for results in started:
+        yield from (result() for result in results)
+
+
+def _start(utterances: Sequence[Utterance], recognise: Recognise) -> list[Callable[[], UtteranceResult]]:
     """Read and recognise some utterances at once, and give results in their order; the time is shared out by their durations."""
     recordings = [_read_or_error(utterance) for utterance in utterances]
     readable = [samples for samples in recordings if not isinstance(samples, InputError)]
-    pairs = zip(utterances, recordings, strict=True)
+    pairs = list(zip(utterances, recordings, strict=True))
     speakers = [utterance.speaker for utterance, samples in pairs if not isinstance(samples, InputError)]
-    started = time.perf_counter()
+    began = time.perf_counter()
     answers = iter(recognise(readable, speakers) if readable else ())
-    seconds_a_sample = (time.perf_counter() - started) / max(1, sum(map(len, readable)))
-    for utterance, samples in zip(utterances, recordings, strict=True):
-        answer = samples if isinstance(samples, InputError) else next(answers)
-        if isinstance(answer, InputError):
-            yield _failed(utterance, answer)
+    seconds_a_sample = (time.perf_counter() - began) / max(1, sum(map(len, readable)))
+    results = []
+    for utterance, samples in pairs:
+        if isinstance(samples, InputError):
+            results.append(functools.partial(_failed, utterance, samples))
         else:
-            yield UtteranceResult.scored(
-                utterance.id,
-                utterance.reference,
-                answer.text,
-                answer.text_without_ttt,
-                audio_seconds=len(samples) / SAMPLE_RATE_HZ,
-                compute_seconds=len(samples) * seconds_a_sample,
-                ttt_refusal=answer.ttt_refusal,
-                words=answer.words,
-            )
+            seconds = len(samples) * seconds_a_sample
+            results.append(functools.partial(_finish, utterance, len(samples), seconds, next(answers)))
+    return results
+
+
+def _finish(
+    utterance: Utterance, sample_count: int, compute_seconds: float, answer: Answer | Callable[[], Answer]
+) -> UtteranceResult:
+    began = time.perf_counter()
+    if callable(answer):
+        answer = answer()
+    if isinstance(answer, InputError):
+        return _failed(utterance, answer)
+    return UtteranceResult.scored(
+        utterance.id,
+        utterance.reference,
+        answer.text,
+        answer.text_without_ttt,
+        audio_seconds=sample_count / SAMPLE_RATE_HZ,
+        compute_seconds=compute_seconds + time.perf_counter() - began,
+        ttt_refusal=answer.ttt_refusal,
+        words=answer.words,
+        alternatives=answer.alternatives,
+    )
 
 
 def _read_or_error(utterance: Utterance) -> np.ndarray | InputError:

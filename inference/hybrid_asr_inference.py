@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     # Imported after parsing: --help and mistyped flags answer at once.
     from lact_asr.checkpoint import load_checkpoint
     from lact_asr.inference.evaluation import evaluate
-    from lact_asr.inference.inference_setup import fill_in_defaults, list_utterances, make_recogniser
+    from lact_asr.inference.inference_setup import decoding_pool, fill_in_defaults, list_utterances, make_recogniser
 
     utterances, corpus = list_utterances(arguments)
     if arguments.output_format is not None:
@@ -36,8 +36,13 @@ def main(argv: list[str] | None = None) -> int:
     path = _results_path(arguments)
     arguments = fill_in_defaults(arguments, checkpoint.model.config)
     recogniser = make_recogniser(arguments, checkpoint)
-    with _results_writer(path, arguments) as writer:
-        results = evaluate(utterances, recogniser, writer, arguments.batch_size, in_order=recogniser.order_matters)
+    with _results_writer(path, arguments) as writer, decoding_pool(arguments, checkpoint) as pool:
+        if pool is not None:
+            recogniser.decoder = pool
+        results = evaluate(
+            utterances, recogniser.start, writer, arguments.batch_size, in_order=recogniser.order_matters,
+            ahead=arguments.decoding_processes,
+        )  # fmt: skip
     if all(result.failed for result in results):
         raise InputError(
             results[0].message if len(results) == 1 else f"None of the {len(results)} recordings could be transcribed."
@@ -97,6 +102,8 @@ def _report_results(results: list[UtteranceResult], corpus: Corpus | None, argum
     for result in results:
         if not result.failed:
             print(f"{result.id}\t{result.hypothesis}")
+            for number, alternative in enumerate(result.alternatives, start=2):
+                print(f"{result.id} ({number})\t{alternative}")
             if result.hypothesis_without_ttt is not None:
                 print(f"{result.id} (without TTT)\t{result.hypothesis_without_ttt}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -18,7 +19,14 @@ from lact_asr.configuration_hybrid_asr import HybridASRConfig
 from lact_asr.data.corpora import Corpus, load_corpus, read_cut, transcript
 from lact_asr.errors import InputError
 from lact_asr.inference.ctc_paths import decoder_path
-from lact_asr.inference.decoding import DEFAULT_LM_WEIGHT, DEFAULT_WORD_SCORE, Decoder, make_decoder, text_ids
+from lact_asr.inference.decoding import (
+    DEFAULT_LM_WEIGHT,
+    DEFAULT_WORD_SCORE,
+    Decoder,
+    DecodingPool,
+    make_decoder,
+    text_ids,
+)
 from lact_asr.inference.evaluation import Utterance
 from lact_asr.inference.language_model import LanguageModel, load_language_model
 from lact_asr.inference.recogniser import Recogniser
@@ -134,6 +142,7 @@ def results_settings(arguments: argparse.Namespace) -> dict[str, str]:
     """What decides the results: everything but where they go and on what they are computed."""
     left_out = (
         "output", "output_format", "word_times", "resume", "device", "move_emission_to_cpu", "max_samples", "batch_size",
+        "decoding_processes",
     )  # fmt: skip
     return {key: str(value) for key, value in vars(arguments).items() if key not in left_out}
 
@@ -284,19 +293,33 @@ def _decoder(
     arguments: argparse.Namespace, checkpoint: LoadedCheckpoint, language_model: LanguageModel | None, beam_size: int
 ) -> Decoder:
     vocabulary, blank_id = checkpoint.processor.vocabulary, checkpoint.model.config.ctc_blank_id
-    weights = {"lm_weight": arguments.lm_weight, "word_score": arguments.word_score} if language_model else {}
-    return make_decoder(
-        vocabulary,
-        blank_id,
-        beam_size=beam_size,
-        language_model=language_model,
-        beam_threshold=arguments.beam_threshold,
-        back_end=arguments.decoder,
-        hot_words=tuple(arguments.hot_words),
-        hot_word_weight=arguments.hot_word_weight,
-        n_best=arguments.n_best,
-        **weights,
-    )
+    options = _search_options(arguments)
+    return make_decoder(vocabulary, blank_id, beam_size=beam_size, language_model=language_model, **options)
+
+
+def _search_options(arguments: argparse.Namespace) -> dict[str, object]:
+    names = {"beam_threshold", "hot_word_weight", "n_best"}
+    if arguments.lm_path != "none":
+        names |= {"lm_weight", "word_score"}
+    options = {name: getattr(arguments, name) for name in names}
+    return {"back_end": arguments.decoder, "hot_words": tuple(arguments.hot_words), **options}
+
+
+def decoding_pool(
+    arguments: argparse.Namespace, checkpoint: LoadedCheckpoint
+) -> contextlib.AbstractContextManager[DecodingPool | None]:
+    """The processes of ``--decoding_processes``, or None; arguments as for `make_recogniser`, which checks them."""
+    if arguments.decoding_processes == 0:
+        return contextlib.nullcontext()
+    vocabulary, blank_id = checkpoint.processor.vocabulary, checkpoint.model.config.ctc_blank_id
+    options = {"beam_size": arguments.beam_size, **_search_options(arguments)}
+    make = functools.partial(_load_decoder, vocabulary, blank_id, arguments.lm_path, options)
+    return DecodingPool(make, arguments.decoding_processes)
+
+
+def _load_decoder(vocabulary: dict[str, int], blank_id: int, lm_path: str, options: dict[str, object]) -> Decoder:
+    language_model = None if lm_path == "none" else load_language_model(lm_path)
+    return make_decoder(vocabulary, blank_id, language_model=language_model, **options)
 
 
 def _tuned_weights(checkpoint: str, lm_path: str) -> dict[str, float]:

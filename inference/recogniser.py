@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from lact_asr.audio import SAMPLE_RATE_HZ
 from lact_asr.checkpoint import LoadedCheckpoint
 from lact_asr.errors import InputError
-from lact_asr.inference.decoding import Decoder, Transcript
+from lact_asr.inference.decoding import Decoder, DecodingPool, Transcript
 from lact_asr.inference.evaluation import Hypotheses
 from lact_asr.inference.ttt_choice import adapted_is_likelier
 from lact_asr.inference.ttt_objectives import all_finite
@@ -73,16 +74,22 @@ class Recogniser:
         Returns:
             For each the text, its words with their times, and with TTT also the text without it; an `InputError` where the model's output is not finite.
         """
+        return [answer() for answer in self.start(recordings, speakers)]
+
+    def start(
+        self, recordings: Sequence[np.ndarray], speakers: Sequence[str | None] | None = None
+    ) -> list[Callable[[], Hypotheses | InputError]]:
+        """Run the model on recordings, and begin to decode where the decoder is a `DecodingPool`.
+
+        Returns:
+            For each recording a function, to be called once, that gives its answer of `__call__`.
+        """
         input_values, attention_mask = self._batch(recordings)
         if self.trainer is None:
             with torch.no_grad():
                 output = self.model(input_values, attention_mask=attention_mask)
             rows = zip(output.logits, output.frame_lengths.tolist(), strict=True)
-            answers = [self._transcript(logits[:length]) for logits, length in rows]
-            return [
-                answer if isinstance(answer, InputError) else Hypotheses(answer.text, words=self._words(answer))
-                for answer in answers
-            ]
+            return [self._answer(logits[:length]) for logits, length in rows]
         outcomes = self.trainer.adapt_batch(input_values, attention_mask, speakers)
         return [self._adapted_answer(outcome) for outcome in outcomes]
 
@@ -94,18 +101,32 @@ class Recogniser:
         mask = frames_mask(lengths, input_values.shape[1])
         return input_values, None if mask.all() else mask.long()
 
-    def _adapted_answer(self, outcome: TTTOutcome) -> Hypotheses | InputError:
-        before = self._transcript(outcome.logits_before)
-        if isinstance(before, InputError):
-            return before
-        if outcome.adapted:
-            after = self._decode(_log_probs(outcome.logits))
-            if self.keep == "likelier" and not self._is_likelier(before, after, outcome):
-                outcome.refuse("the transcript without TTT is likelier")
+    def _answer(self, logits: torch.Tensor) -> Callable[[], Hypotheses | InputError]:
+        if not all_finite(logits):
+            return _not_finite
+        transcript = self._decode(logits)
+        return lambda: self._hypotheses(transcript())
+
+    def _adapted_answer(self, outcome: TTTOutcome) -> Callable[[], Hypotheses | InputError]:
+        if not all_finite(outcome.logits_before):
+            return _not_finite
+        before = self._decode(outcome.logits_before)
+        after = self._decode(outcome.logits) if outcome.adapted else None
+        return lambda: self._choose(outcome, before(), after and after())
+
+    def _choose(self, outcome: TTTOutcome, before: Transcript, after: Transcript | None) -> Hypotheses:
+        if after is not None and self.keep == "likelier" and not self._is_likelier(before, after, outcome):
+            outcome.refuse("the transcript without TTT is likelier")
         if not outcome.adapted:
             self.refusals[outcome.reason] = self.refusals.get(outcome.reason, 0) + 1
-            return Hypotheses(before.text, before.text, outcome.reason, self._words(before))
-        return Hypotheses(after.text, before.text, words=self._words(after))
+            return self._hypotheses(before, before.text, outcome.reason)
+        return self._hypotheses(after, before.text)
+
+    def _hypotheses(
+        self, transcript: Transcript, without_ttt: str | None = None, refusal: str | None = None
+    ) -> Hypotheses:
+        alternatives = tuple(other.text for other in transcript.alternatives)
+        return Hypotheses(transcript.text, without_ttt, refusal, self._words(transcript), alternatives)
 
     def _words(self, transcript: Transcript) -> tuple[Word, ...]:
         return words_in_seconds(transcript.words, self.model.front_end)
@@ -114,12 +135,6 @@ class Recogniser:
         log_probs = tuple(_log_probs(logits) for logits in (outcome.logits_before, outcome.logits))
         labels = tuple(self.processor.tokenizer(transcript.text).input_ids for transcript in (before, after))
         return adapted_is_likelier(before, after, log_probs, labels, self.model.config.ctc_blank_id)
-
-    def _transcript(self, logits: torch.Tensor) -> Transcript | InputError:
-        """Of [T, V]; an error where it is not finite."""
-        if not all_finite(logits):
-            return InputError("the model's output for this recording is not finite (NaN or infinity)")
-        return self._decode(_log_probs(logits))
 
     @torch.no_grad()
     def emission(self, samples: np.ndarray) -> torch.Tensor:
@@ -137,10 +152,17 @@ class Recogniser:
         inputs = self.processor(samples, sampling_rate=SAMPLE_RATE_HZ, return_tensors="pt")
         return inputs.input_values.to(self.device)
 
-    def _decode(self, log_probs: torch.Tensor) -> Transcript:
+    def _decode(self, logits: torch.Tensor) -> Callable[[], Transcript]:
+        log_probs = _log_probs(logits)
         if self.move_emission_to_cpu:
             log_probs = log_probs.cpu()
-        return self.decoder.decode(log_probs)
+        if isinstance(self.decoder, DecodingPool):
+            return self.decoder.submit(log_probs)
+        return functools.partial(self.decoder.decode, log_probs)
+
+
+def _not_finite() -> InputError:
+    return InputError("the model's output for this recording is not finite (NaN or infinity)")
 
 
 def _log_probs(logits: torch.Tensor) -> torch.Tensor:

@@ -7,6 +7,7 @@ frame is renormalised, so that they can neither appear nor waste probability.
 from lact_asr.inference.decoding.alphabet import CTCAlphabet, LogProbs, text_ids
 from lact_asr.inference.decoding.beam_search import BeamSearchDecoder, make_decoder
 from lact_asr.inference.decoding.greedy import GreedyDecoder
+from lact_asr.inference.decoding.pool import DecodingPool
 from lact_asr.inference.decoding.search_options import (
     DEFAULT_BEAM_SIZE,
     DEFAULT_BEAM_THRESHOLD,
@@ -29,6 +30,7 @@ __all__ = [
     "BeamSearchDecoder",
     "CTCAlphabet",
     "Decoder",
+    "DecodingPool",
     "GreedyDecoder",
     "LogProbs",
     "SearchOptions",

@@ -439,3 +439,29 @@ def test_real_librispeech(transcribe, saved_checkpoint, tmp_path):
     assert scored.word_errors.reference_length == len(scored.reference.split()) > 10
     assert scored.audio_seconds > 5
     assert "WER % without TTT" in result.out
+
+
+def test_decoding_processes_change_nothing_but_time(
+    transcribe, saved_checkpoint, librispeech, language_model, tmp_path
+):
+    results = []
+    for processes in (0, 2):
+        path = tmp_path / f"{processes}.jsonl"
+        flags = ("--lm_path", language_model, "--beam_size", 8, "--n_best", 3, "--word_times", "--output", path)
+        done = transcribe(
+            "--checkpoint", saved_checkpoint, "--data_dir", librispeech, "--subset", "test-tiny", *flags,
+            "--decoding_processes", processes,
+        )  # fmt: skip
+        assert done.code == 0, done.err
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        results.append([{**line, "compute_seconds": None} for line in lines])
+    assert results[0] == results[1]
+    assert all(len(line["alternatives"]) == 2 for line in results[0][1:])
+
+
+def test_greedy_refuses_what_it_cannot_do(transcribe, saved_checkpoint, audio, tmp_path):
+    recording = audio.write(tmp_path / "a.wav", 0.5)
+    for flags in (("--n_best", 2), ("--hot_words", "CAT")):
+        done = transcribe("--checkpoint", saved_checkpoint, "--audio_file", recording, "--greedy", *flags)
+        assert done.code != 0
+        assert "--greedy has one transcript" in done.err
