@@ -96,7 +96,8 @@ def kill_and_compare(flags: Sequence[str], folder: Path, kills: int, seed: int) 
     if results <= kills:
         raise InputError(f"{results} results are too few for {kills} kills.")
     rng, path, resumed_from = random.Random(seed), folder / "killed.jsonl", []
-    for lines in tqdm(sorted(rng.sample(range(1, results), kills)), "killing", unit="kill"):
+    early = range(1, max(kills + 1, 3 * results // 4))  # nearer to its end a run may be over before it is killed
+    for lines in tqdm(sorted(rng.sample(early, kills)), "killing", unit="kill"):
         Transcription(flags, path).kill_after(lines + 1, rng.uniform(0, _LONGEST_DELAY_SECONDS))
         resumed_from.append(whole_lines(path) - 1)
     Transcription(flags, path).finish()

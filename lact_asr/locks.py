@@ -46,7 +46,7 @@ def open_alone(path: Path) -> BinaryIO:
 
 @contextlib.contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """A block that no other process enters for the same folder; a file `.lock` in the folder serves for that.
+    """A block that no other process enters for the same folder; a file `.lock` in the folder serves for that, until the block ends.
 
     Raises:
         InputError: another process is in it, or the folder cannot be made or written to.
@@ -61,4 +61,7 @@ def alone_in(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise InputError(f"{folder} cannot be written to: {error.strerror}") from None
     with lock:
-        yield
+        try:
+            yield
+        finally:
+            (folder / ".lock").unlink(missing_ok=True)

@@ -44,8 +44,8 @@ def test_three_kills_change_nothing(flags, tmp_path):
     assert (result["results"], result["kills"], result["differing_lines"]) == (FILES, 3, [])
     assert all(0 < resumed < FILES for resumed in result["resumed_from"])
     lines = [json.loads(line) for line in (tmp_path / "out" / "killed.jsonl").read_text().splitlines()[1:]]
-    assert [line["id"] for line in lines] == [f"u{number}" for number in range(FILES)]
-    assert {number for number, line in enumerate(lines) if line["message"]} == set(range(5, FILES, 13))
+    assert {line["id"] for line in lines} == {f"u{number}" for number in range(FILES)}
+    assert {line["id"] for line in lines if line["message"]} == {f"u{number}" for number in range(5, FILES, 13)}
 
 
 def test_seconds_of_compute_are_all_that_may_differ(tmp_path):
