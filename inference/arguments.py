@@ -31,6 +31,7 @@ test-time training (TTT).
   a folder              --audio_dir recordings/
   a corpus subset       --data_dir LIBRISPEECH --subset test-clean
 
+Files of any length are transcribed in bounded memory: those longer than --segment_seconds are cut at silences.
 Files may have any rate, channel count and container that libsndfile reads. A file that cannot be read is reported and
 the rest go on. TTT changes nothing that outlives the utterance, unless --ttt_scope carries it to the next, and the
 transcript without it is always kept beside."""
@@ -60,6 +61,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     _add_input(parser.add_argument_group("what to transcribe"))
     _add_decoding(parser.add_argument_group("decoding"))
+    _add_long_recordings(parser.add_argument_group("long recordings"))
     _add_ttt(parser.add_argument_group("test-time training"))
     _add_run(parser.add_argument_group("run"))
     arguments = parser.parse_args(argv)
@@ -144,6 +146,29 @@ def _add_decoding(group: argparse._ArgumentGroup) -> None:
         "--move_emission_to_cpu",
         action="store_true",
         help="move each utterance's log-probabilities to the CPU in one piece before decoding, to free the GPU",
+    )
+
+
+def _add_long_recordings(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--segment_seconds",
+        type=float,
+        default=30.0,
+        help="files longer than this are cut at silences into pieces of at most this; --batch_size pieces are transcribed at once, "
+        "and TTT adapts to each; inf never cuts (default: %(default)s)",
+    )
+    group.add_argument(
+        "--pause_seconds",
+        type=float,
+        default=0.5,
+        help="a silence this long ends a piece, as it ends the utterances of most corpora; inf makes pieces as long as they may be "
+        "(default: %(default)s)",
+    )
+    group.add_argument(
+        "--voice_activity",
+        choices=("auto", "silero", "energy"),
+        default="auto",
+        help="what finds silence: silero-vad (auto, where it is installed), or the signal's power",
     )
 
 
@@ -296,6 +321,10 @@ def _check(arguments: argparse.Namespace) -> None:
         raise InputError(
             "--greedy has one transcript and knows no hot words: leave out --greedy, or --n_best and --hot_words."
         )
+    if not arguments.segment_seconds >= 4:  # half of it is searched for a pause
+        raise InputError(f"--segment_seconds must be 4 or more (inf never cuts), not {arguments.segment_seconds:g}.")
+    if not arguments.pause_seconds >= 0.2:  # shorter silences are parts of words
+        raise InputError(f"--pause_seconds must be 0.2 or more, not {arguments.pause_seconds:g}.")
     if arguments.greedy and arguments.lm_path not in ("auto", "none"):
         raise InputError("--greedy uses no language model: leave out --greedy or --lm_path.")
     in_results_file = arguments.output is not None and arguments.output_format in (None, "jsonl")

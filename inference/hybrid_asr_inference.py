@@ -26,6 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     from lact_asr.checkpoint import load_checkpoint
     from lact_asr.inference.evaluation import evaluate
     from lact_asr.inference.inference_setup import decoding_pool, fill_in_defaults, list_utterances, make_recogniser
+    from lact_asr.inference.long_recordings import Cutting, PiecewiseRecogniser
 
     utterances, corpus = list_utterances(arguments)
     if arguments.output_format is not None:
@@ -36,11 +37,13 @@ def main(argv: list[str] | None = None) -> int:
     path = _results_path(arguments)
     arguments = fill_in_defaults(arguments, checkpoint.model.config)
     recogniser = make_recogniser(arguments, checkpoint)
+    cutting = Cutting(arguments.segment_seconds, arguments.pause_seconds, arguments.voice_activity)
+    recognise = PiecewiseRecogniser(recogniser.start, cutting, arguments.batch_size)
     with _results_writer(path, arguments) as writer, decoding_pool(arguments, checkpoint) as pool:
         if pool is not None:
             recogniser.decoder = pool
         results = evaluate(
-            utterances, recogniser.start, writer, arguments.batch_size, in_order=recogniser.order_matters,
+            utterances, recognise, writer, arguments.batch_size, in_order=recogniser.order_matters,
             ahead=arguments.decoding_processes,
         )  # fmt: skip
     if all(result.failed for result in results):
@@ -118,7 +121,7 @@ def _report_run(
     if silent := sum(result.hypothesis == "" for result in results):
         lines.append(f"No speech was recognised in {silent} of {len(results)} recordings.")
     for reason, count in refusals.items():
-        lines.append(f"TTT left {count} of {len(results)} utterances as they were: {reason}.")
+        lines.append(f"TTT left {count} utterance{'s' * (count != 1)} as they were: {reason}.")
     if ignored := ignored_flags(arguments):
         lines.append(f"Without --use_ttt nothing was adapted; without effect: {', '.join(ignored)}.")
     if paths:

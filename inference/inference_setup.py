@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from lact_asr.audio import find_audio_files, read_audio
+from lact_asr.audio import find_audio_files
 from lact_asr.checkpoint import LoadedCheckpoint
 from lact_asr.configuration_hybrid_asr import HybridASRConfig
 from lact_asr.data.corpora import Corpus, load_corpus, read_cut, transcript
@@ -29,12 +29,14 @@ from lact_asr.inference.decoding import (
 )
 from lact_asr.inference.evaluation import Utterance
 from lact_asr.inference.language_model import LanguageModel, load_language_model
+from lact_asr.inference.long_recordings import read_or_defer
 from lact_asr.inference.recogniser import Recogniser
 from lact_asr.inference.ttt_objectives import all_finite
 from lact_asr.inference.ttt_recipes import Recipe, load_recipe
 from lact_asr.inference.ttt_settings import TTTSettings
 from lact_asr.inference.ttt_statistics import load_statistics
 from lact_asr.inference.ttt_step import Guides, WeightedSum
+from lact_asr.inference.voice_activity import choose_detector
 from lact_asr.modeling_hybrid_asr import HybridASRForCTC
 from lact_asr.ttt_names import CONTROLS, KEEP, parse_groups
 
@@ -62,6 +64,7 @@ def fill_in_defaults(arguments: argparse.Namespace, config: HybridASRConfig) -> 
         InputError: the tuned weights beside the checkpoint cannot be read.
     """
     filled = {**vars(arguments), **_decoding_values(arguments)}
+    filled["voice_activity"] = choose_detector(arguments.voice_activity)
     if arguments.use_ttt and arguments.ttt_recipe is not None:
         filled["ttt_recipe"] = _recipe_with_flags(arguments, config)
     elif arguments.use_ttt:
@@ -349,7 +352,8 @@ def list_utterances(arguments: argparse.Namespace) -> tuple[list[Utterance], Cor
     else:
         corpus = None
         paths = arguments.audio_file or find_audio_files(arguments.audio_dir)
-        utterances = [Utterance(str(path), None, functools.partial(read_audio, path)) for path in paths]
+        longest = arguments.segment_seconds
+        utterances = [Utterance(str(path), None, functools.partial(read_or_defer, path, longest)) for path in paths]
     return utterances[: arguments.max_samples], corpus
 
 

@@ -14,6 +14,7 @@ import io
 import os
 import re
 import stat
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -130,6 +131,36 @@ def read_audio(
     return np.ascontiguousarray(samples, dtype=np.float32)
 
 
+def audio_blocks(source: str | os.PathLike, block_seconds: float = 30.0) -> Iterator[np.ndarray]:
+    """Read a recording of any length block by block: joined, the blocks are what `read_audio` gives for the whole of it.
+
+    Args:
+        source: the audio file.
+        block_seconds: how much is read, and held in memory, at a time.
+
+    Yields:
+        float32 arrays [samples], mono, 16 kHz; their lengths may differ a little where the rate is converted.
+
+    Raises:
+        InputError: as `read_audio`; what only decoding shows is raised where it is reached.
+    """
+    path = Path(source)
+    with _open(path) as sound:
+        _check_claimed_size(path, sound)
+        resampler = None
+        if sound.samplerate != SAMPLE_RATE_HZ:
+            resampler = soxr.ResampleStream(sound.samplerate, SAMPLE_RATE_HZ, 1, quality="HQ")
+        block_frames = max(1, round(block_seconds * sound.samplerate))
+        for samples in _decoded_blocks(path, sound, 0, sound.frames, None, block_frames):
+            _check_finite(path, samples)
+            if resampler is not None:
+                samples = resampler.resample_chunk(np.ascontiguousarray(samples))
+                _check_finite(path, samples)
+            yield np.ascontiguousarray(samples)
+        if resampler is not None:
+            yield resampler.resample_chunk(np.empty(0, np.float32), last=True)
+
+
 def read_audio_header(path: str | os.PathLike) -> AudioHeader:
     """Read length, rate and channels of a recording without decoding it.
 
@@ -165,12 +196,19 @@ def find_audio_files(folder: str | os.PathLike) -> list[Path]:
     return found
 
 
+class _SequentialFile(soundfile.SoundFile):
+    """A file that is read forward: soundfile would seek after each reading of a seekable one, which garbles MP3."""
+
+    def seekable(self) -> bool:
+        return False
+
+
 def _open(path: Path | TarMember) -> soundfile.SoundFile:
     """Open a recording that has samples, or say in one sentence why that is impossible."""
     if not isinstance(path, TarMember) and not os.path.isfile(path):  # a pipe would be waited for, a device has no end
         raise InputError(_why_unreadable(path))
     try:
-        sound = soundfile.SoundFile(io.BytesIO(path.read_bytes()) if isinstance(path, TarMember) else str(path))
+        sound = _SequentialFile(io.BytesIO(path.read_bytes()) if isinstance(path, TarMember) else str(path))
     # TypeError: ".raw" has no header to give rate and channels
     except (soundfile.SoundFileError, OSError, TypeError, ValueError):
         raise InputError(_why_unreadable(path)) from None
@@ -253,12 +291,18 @@ def _frame_range(
 def _decode(
     path: Path | TarMember, sound: soundfile.SoundFile, start_frame: int, num_frames: int, channel: int | None
 ) -> np.ndarray:
-    """Decode float32 [frames], one channel or the mean of all; fewer than asked for means a truncated file.
-
-    Block by block, so that memory follows what is there and not what the header claims.
-    """
-    blocks, missing = [], num_frames
+    """Decode float32 [frames], one channel or the mean of all; fewer than asked for means a truncated file."""
     block_frames = max(1, _BLOCK_SAMPLES // sound.channels)
+    blocks = list(_decoded_blocks(path, sound, start_frame, num_frames, channel, block_frames))
+    return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+
+
+def _decoded_blocks(
+    path: Path | TarMember, sound: soundfile.SoundFile, start_frame: int, num_frames: int, channel: int | None,
+    block_frames: int,
+) -> Iterator[np.ndarray]:  # fmt: skip
+    """Block by block, so that memory follows what is there and not what the header claims; see `_decode`."""
+    missing = num_frames
     try:
         if start_frame:
             sound.seek(start_frame)
@@ -266,16 +310,15 @@ def _decode(
             frames = sound.read(min(missing, block_frames), dtype="float32", always_2d=True)
             if not len(frames):
                 break
-            blocks.append(_one_channel(frames, channel))
             missing -= len(frames)
+            yield _one_channel(frames, channel)
     except (soundfile.SoundFileError, RuntimeError):
         raise InputError(f"{path} is truncated or damaged: decoding it fails before its end") from None
     slack = max(_MP3_SLACK_FRAMES, _MP3_SLACK_FRACTION * num_frames) if sound.format == "MP3" else 0
-    if missing > slack or not blocks:
+    if missing > slack or missing == num_frames:
         raise InputError(
             f"{path} is truncated: its header promises {num_frames:,} samples and {num_frames - missing:,} are there"
         )
-    return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
 
 
 def _one_channel(frames: np.ndarray, channel: int | None) -> np.ndarray:

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 import soundfile
 
-from lact_asr.audio import MIN_SAMPLES, audio_duration_seconds, find_audio_files, read_audio, read_audio_header
+from lact_asr.audio import (
+    MIN_SAMPLES,
+    audio_blocks,
+    audio_duration_seconds,
+    find_audio_files,
+    read_audio,
+    read_audio_header,
+)
 from lact_asr.errors import InputError
 
 REAL_DATA = Path(os.environ.get("LACT_ASR_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
@@ -166,6 +173,27 @@ def test_min_samples_counts_after_resampling(tmp_path):
         read_audio(tmp_path / "a.wav")
     soundfile.write(tmp_path / "a.wav", noise(3 * MIN_SAMPLES), 48_000)
     assert len(read_audio(tmp_path / "a.wav")) == MIN_SAMPLES
+
+
+@pytest.mark.parametrize(
+    ("name", "rate_hz"), [("a.wav", 16_000), ("a.flac", 44_100), ("a.ogg", 8_000), ("a.mp3", 44_100)]
+)
+@pytest.mark.parametrize("block_seconds", [0.1, 0.77, 10.0])
+def test_blocks_joined_are_the_recording(tmp_path, name, rate_hz, block_seconds):
+    time = np.arange(2 * rate_hz) / rate_hz
+    left, right = 0.3 * np.sin(2 * np.pi * 440 * time**2), 0.1 * np.sin(2 * np.pi * 3000 * time)
+    soundfile.write(tmp_path / name, np.stack([left, right], axis=1), rate_hz)
+    blocks = list(audio_blocks(tmp_path / name, block_seconds))
+    assert max(map(len, blocks)) <= (block_seconds + 0.1) * 16_000
+    np.testing.assert_allclose(np.concatenate(blocks), read_audio(tmp_path / name), atol=2e-6)
+
+
+def test_blocks_of_a_damaged_recording_end_in_a_sentence(tmp_path):
+    soundfile.write(tmp_path / "a.flac", np.random.default_rng(0).uniform(-0.5, 0.5, 64_000), 16_000)
+    blocks = audio_blocks(shortened(tmp_path / "a.flac", 0.6), 0.5)
+    assert len(next(blocks)) == 8_000
+    with pytest.raises(InputError, match="truncated"):
+        list(blocks)
 
 
 def test_header_and_duration(tmp_path):
