@@ -57,6 +57,8 @@ ROBUSTNESS = [
     "jinja2>=3.1",
     "psutil>=5.9",
 ]
+VOICE_ACTIVITY = ["silero-vad>=5.1"]
+MICROPHONE = ["sounddevice>=0.4"]
 DEMO = [*BEAM_SEARCH, "espeakng-loader>=0.2.4", "matplotlib>=3.8"]
 ABLATIONS = [*ROBUSTNESS, "espeakng-loader>=0.2.4", "pyyaml>=6", "filelock>=3.12"]
 WANDB = ["wandb>=0.16"]
@@ -85,6 +87,8 @@ setup(
         "robustness": ROBUSTNESS,
         "ablations": ABLATIONS,
         "wandb": WANDB,
+        "vad": VOICE_ACTIVITY,
+        "microphone": MICROPHONE,
         "dev": DEV,
     },
 )

@@ -170,6 +170,16 @@ def _add_long_recordings(group: argparse._ArgumentGroup) -> None:
         default="auto",
         help="what finds silence: silero-vad (auto, where it is installed), or the signal's power",
     )
+    group.add_argument(
+        "--carry_fast_weights",
+        type=float,
+        nargs="?",
+        const=1.0,
+        default=None,
+        metavar="DECAY",
+        help="start each piece of a long recording from the fast weights that the one before it left: from W0 + DECAY (W - W0), "
+        "with W0 the learned initial ones (DECAY of 1 where none is given); whether that helps: docs/long_recordings.md",
+    )
 
 
 def _add_ttt(group: argparse._ArgumentGroup) -> None:
@@ -325,6 +335,10 @@ def _check(arguments: argparse.Namespace) -> None:
         raise InputError(f"--segment_seconds must be 4 or more (inf never cuts), not {arguments.segment_seconds:g}.")
     if not arguments.pause_seconds >= 0.2:  # shorter silences are parts of words
         raise InputError(f"--pause_seconds must be 0.2 or more, not {arguments.pause_seconds:g}.")
+    if arguments.carry_fast_weights is not None and arguments.use_ttt:
+        raise InputError(
+            "--carry_fast_weights does not go with --use_ttt, which starts from the trained fast weights: leave out one of them."
+        )
     if arguments.greedy and arguments.lm_path not in ("auto", "none"):
         raise InputError("--greedy uses no language model: leave out --greedy or --lm_path.")
     in_results_file = arguments.output is not None and arguments.output_format in (None, "jsonl")

@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = fill_in_defaults(arguments, checkpoint.model.config)
     recogniser = make_recogniser(arguments, checkpoint)
     cutting = Cutting(arguments.segment_seconds, arguments.pause_seconds, arguments.voice_activity)
-    recognise = PiecewiseRecogniser(recogniser.start, cutting, arguments.batch_size)
+    recognise = PiecewiseRecogniser(recogniser.start, cutting, arguments.batch_size, recogniser.memory)
     with _results_writer(path, arguments) as writer, decoding_pool(arguments, checkpoint) as pool:
         if pool is not None:
             recogniser.decoder = pool

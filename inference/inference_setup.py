@@ -179,6 +179,7 @@ def make_recogniser(arguments: argparse.Namespace, checkpoint: LoadedCheckpoint)
         arguments.move_emission_to_cpu,
         arguments.ttt_keep or "always",
         Guides() if recipe is None else _guides(recipe, arguments, checkpoint, language_model),
+        arguments.carry_fast_weights,
     )
 
 

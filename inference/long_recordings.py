@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import sys
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,7 @@ from tqdm import tqdm
 from lact_asr.audio import SAMPLE_RATE_HZ, audio_blocks, audio_duration_seconds, read_audio
 from lact_asr.errors import InputError
 from lact_asr.inference.evaluation import Hypotheses, Recognise
+from lact_asr.inference.fast_weight_memory import FastWeightMemory
 from lact_asr.inference.silence_cutting import Piece, cut_at_silence
 from lact_asr.inference.voice_activity import make_voice_activity
 
@@ -65,10 +67,14 @@ class PiecewiseRecogniser:
         recognise: transcribes recordings of ordinary length.
         cutting: how long ones are cut.
         batch_size: pieces that are recognised at once.
+        memory: of ``recognise``, for fast weights that are carried from piece to piece.
     """
 
-    def __init__(self, recognise: Recognise, cutting: Cutting, batch_size: int = 1) -> None:
+    def __init__(
+        self, recognise: Recognise, cutting: Cutting, batch_size: int = 1, memory: FastWeightMemory | None = None
+    ) -> None:
         self.recognise, self.cutting, self.batch_size = recognise, cutting, batch_size
+        self.carrying = contextlib.nullcontext if memory is None else memory.over_a_recording
 
     def __call__(
         self, recordings: Sequence[np.ndarray | LongRecording], speakers: Sequence[str | None] | None = None
@@ -79,7 +85,9 @@ class PiecewiseRecogniser:
         pairs = zip(recordings, speakers, strict=True)
         for is_long, group in itertools.groupby(pairs, lambda pair: isinstance(pair[0], LongRecording)):
             if is_long:
-                answers += [self._transcribe(recording, speaker) for recording, speaker in group]
+                for recording, speaker in group:
+                    with self.carrying():
+                        answers.append(self._transcribe(recording, speaker))
             else:
                 answers += self.recognise(*zip(*group, strict=True))
         return answers

@@ -14,6 +14,7 @@ from lact_asr.checkpoint import LoadedCheckpoint
 from lact_asr.errors import InputError
 from lact_asr.inference.decoding import Decoder, DecodingPool, Transcript
 from lact_asr.inference.evaluation import Hypotheses
+from lact_asr.inference.fast_weight_memory import FastWeightMemory
 from lact_asr.inference.ttt_choice import adapted_is_likelier
 from lact_asr.inference.ttt_objectives import all_finite
 from lact_asr.inference.ttt_outcome import TTTOutcome
@@ -37,8 +38,10 @@ class Recogniser:
         move_emission_to_cpu: move log-probabilities in one piece before decoding.
         keep: which adapted transcripts to keep: "always", or those that are "likelier" (`lact_asr.inference.ttt_choice`).
         guides: what some losses and safeguards of test-time training need.
+        carry_fast_weights: the decay of a `FastWeightMemory`; None starts every utterance afresh.
 
     Attributes:
+        memory: of fast weights; None without ``carry_fast_weights``.
         refusals: reason -> utterances that test-time training left as they were.
     """
 
@@ -51,11 +54,13 @@ class Recogniser:
         move_emission_to_cpu: bool = False,
         keep: str = "always",
         guides: Guides = Guides(),  # noqa: B008 - frozen
+        carry_fast_weights: float | None = None,
     ) -> None:
         self.model, self.processor = checkpoint.model.to(device), checkpoint.processor
         self.decoder, self.device, self.move_emission_to_cpu = decoder, torch.device(device), move_emission_to_cpu
         self.trainer = None if ttt_settings is None else make_trainer(self.model, ttt_settings, guides)
         self.keep, self.refusals = keep, {}
+        self.memory = None if carry_fast_weights is None else FastWeightMemory(self.model, carry_fast_weights)
 
     @property
     def order_matters(self) -> bool:
@@ -84,6 +89,8 @@ class Recogniser:
         Returns:
             For each recording a function, to be called once, that gives its answer of `__call__`.
         """
+        if self.memory is not None and self.memory.is_carrying:
+            return [self._next_piece(samples) for samples in recordings]
         input_values, attention_mask = self._batch(recordings)
         if self.trainer is None:
             with torch.no_grad():
@@ -100,6 +107,13 @@ class Recogniser:
         lengths = torch.tensor([len(row) for row in rows], device=self.device)
         mask = frames_mask(lengths, input_values.shape[1])
         return input_values, None if mask.all() else mask.long()
+
+    @torch.no_grad()
+    def _next_piece(self, samples: np.ndarray) -> Callable[[], Hypotheses | InputError]:
+        """The answer for one piece of a recording, with the fast weights that those before it left."""
+        output = self.model(self._input_values(samples), fast_weights=self.memory.states)
+        self.memory.remember(output.fast_weights)
+        return self._answer(output.logits[0])
 
     def _answer(self, logits: torch.Tensor) -> Callable[[], Hypotheses | InputError]:
         if not all_finite(logits):

@@ -61,7 +61,7 @@ class LaCTLayer(nn.Module):
             ([B, T, hidden_size], the state after the last frame; None without fast weights).
         """
         queries, keys, values = self.qkv(hidden_states).chunk(3, dim=-1)
-        attended = self._attention(queries, keys, values, allowed_pairs)
+        attended = self.attention(queries, keys, values, allowed_pairs)
         if not self.config.use_fast_weights:
             return self.output(attended), None
         dtype = fast_weight_dtype(hidden_states)
@@ -69,7 +69,8 @@ class LaCTLayer(nn.Module):
             fast, state = self._fast_weights(hidden_states, queries, keys, values, frame_mask, state, dtype)
         return self.output(attended + fast.to(attended.dtype)), state
 
-    def _attention(self, queries: Tensor, keys: Tensor, values: Tensor, allowed_pairs: Tensor | None) -> Tensor:
+    def attention(self, queries: Tensor, keys: Tensor, values: Tensor, allowed_pairs: Tensor | None) -> Tensor:
+        """Softmax attention among the frames of [B, T, hidden_size] tensors, which `forward` and streams share."""
         config = self.config
         queries, keys, values = (
             rearrange(tensor, "b t (n d) -> b n t d", n=config.num_attn_heads) for tensor in (queries, keys, values)
@@ -88,25 +89,41 @@ class LaCTLayer(nn.Module):
         state: FastWeightState | None, dtype: torch.dtype,
     ) -> tuple[Tensor, FastWeightState]:  # fmt: skip
         hidden_states = hidden_states.to(torch.promote_types(dtype, torch.float32))
-        queries, keys, values = (
-            rearrange(functional.silu(tensor.to(dtype)), "b t (h d) -> b h t d", h=self.config.num_lact_heads)
-            for tensor in (queries, keys, values)
-        )
-        queries, keys = unit_length(queries), unit_length(keys)
-        learning_rates = self._learning_rates(hidden_states)
-        if dtype in (torch.float16, torch.bfloat16) and self.config.use_muon:
-            # Muon knows only ratios of learning rates. At 0.01, float16 would lose small gradients, and overflow in theirs.
-            learning_rates = learning_rates / self.config.fast_weight_lr_init
+        queries, keys, values, learning_rates = self.fast_tokens(hidden_states, queries, keys, values, dtype)
         # Fast weights that many chunks add to are kept in 32 bits; where an utterance is one chunk, they are as its tokens.
         one_chunk = state is None and self._chunk_size(queries.shape[2]) >= queries.shape[2]
         initial = tuple(weight.to(dtype if one_chunk else hidden_states.dtype) for weight in self.fast_weights())
         fast, state = self._over_chunks(
-            queries, keys, values, learning_rates, hidden_states, frame_mask, initial, state or self._start(initial)
+            queries, keys, values, learning_rates, hidden_states, frame_mask, initial, state or self.start(initial)
         )
+        return self.gated(fast, hidden_states), state
+
+    def fast_tokens(
+        self, hidden_states: Tensor, queries: Tensor, keys: Tensor, values: Tensor, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What the fast weights see of frames: queries, keys and values [B, h, T, d], learning rates [B, h, T, 3].
+
+        Args:
+            hidden_states: [B, T, hidden_size], at least 32 bits.
+            queries, keys, values: [B, T, hidden_size], parts of the QKV projection.
+            dtype: of `fast_weight_dtype`.
+        """
+        queries, keys, values = (
+            rearrange(functional.silu(tensor.to(dtype)), "b t (h d) -> b h t d", h=self.config.num_lact_heads)
+            for tensor in (queries, keys, values)
+        )
+        learning_rates = self._learning_rates(hidden_states)
+        if dtype in (torch.float16, torch.bfloat16) and self.config.use_muon:
+            # Muon knows only ratios of learning rates. At 0.01, float16 would lose small gradients, and overflow in theirs.
+            learning_rates = learning_rates / self.config.fast_weight_lr_init
+        return unit_length(queries), unit_length(keys), values, learning_rates
+
+    def gated(self, fast: Tensor, hidden_states: Tensor) -> Tensor:
+        """Answers of the fast weights [B, h, T, d], normalised and gated: [B, T, hidden_size]."""
         gate = functional.silu(project(self.fast_gate, hidden_states))
-        scale = per_row(self.fast_norm.weight, ndim=1)[:, None, None].to(dtype)
-        fast = functional.rms_norm(fast, fast.shape[-1:], eps=self.fast_norm.eps) * scale * gate.mT[..., None].to(dtype)
-        return rearrange(fast, "b h t d -> b t (h d)"), state
+        scale = per_row(self.fast_norm.weight, ndim=1)[:, None, None].to(fast.dtype)
+        fast = functional.rms_norm(fast, fast.shape[-1:], eps=self.fast_norm.eps) * scale
+        return rearrange(fast * gate.mT[..., None].to(fast.dtype), "b h t d -> b t (h d)")
 
     def _over_chunks(
         self, queries: Tensor, keys: Tensor, values: Tensor, learning_rates: Tensor, hidden_states: Tensor,
@@ -122,7 +139,7 @@ class LaCTLayer(nn.Module):
         outputs = []
         for start in range(0, frames, chunk_size):
             chunk = slice(start, start + chunk_size)
-            updated = self._update(
+            updated = self.update(
                 state, keys[:, :, chunk], values[:, :, chunk], learning_rates[:, :, chunk],
                 hidden_states[:, chunk], frame_mask[:, chunk], norms,
             )  # fmt: skip
@@ -136,11 +153,11 @@ class LaCTLayer(nn.Module):
     def _chunk_size(self, frames: int) -> int:
         return frames if self.config.lact_chunk_size == -1 else self.config.lact_chunk_size
 
-    def _update(
+    def update(
         self, state: FastWeightState, keys: Tensor, values: Tensor, learning_rates: Tensor, hidden_states: Tensor,
         frame_mask: Tensor, norms: Weights,
     ) -> FastWeightState:  # fmt: skip
-        """One step of the fast weights on one chunk."""
+        """One step of the fast weights on one chunk, see `fast_tokens`; ``norms`` are the initial weights' `row_norms`."""
         if self.constant_updates:
             keys, values, learning_rates, hidden_states = (
                 tokens.detach() for tokens in (keys, values, learning_rates, hidden_states)
@@ -169,7 +186,8 @@ class LaCTLayer(nn.Module):
         total = hidden_states.masked_fill(~frame_mask[..., None], 0.0).sum(1)
         return torch.sigmoid(project(self.momentum_proj, total / weights.sum(1).clamp(min=1.0)))[..., None, None]
 
-    def _start(self, initial: Weights) -> FastWeightState:
+    def start(self, initial: Weights) -> FastWeightState:
+        """The state before the first update."""
         momentum = tuple(torch.zeros_like(weight) for weight in initial) if self.config.use_momentum else None
         return FastWeightState(initial, momentum)
 

@@ -77,7 +77,7 @@ class FrontEndLayer(GradientCheckpointingLayer):
 
     def forward(self, hidden: torch.Tensor, input_lengths: torch.Tensor | None) -> torch.Tensor:
         """[B, T, in_dim] with T >= ``span``, and valid input frames [B] (None: all) -> [B, T', out_dim]."""
-        hidden, norm = self._convolve(hidden), self.layer_norm
+        hidden, norm = self.convolve(hidden), self.layer_norm
         if isinstance(norm, nn.GroupNorm):
             lengths = None if input_lengths is None else self.output_lengths(input_lengths)
             valid = None if lengths is None else frames_mask(lengths, hidden.shape[1])
@@ -86,7 +86,8 @@ class FrontEndLayer(GradientCheckpointingLayer):
             hidden = norm(hidden)  # half-precision inputs, too, have their statistics in float32
         return self.activation(hidden)
 
-    def _convolve(self, hidden: torch.Tensor) -> torch.Tensor:
+    def convolve(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The convolution alone, [B, T, in_dim] -> [B, T', out_dim]."""
         windows = convolution_windows(hidden, self.kernel, self.stride, self.dilation)
         # [out, in, tap] -> [out, tap * in], the order in which the taps lie
         weight, bias = self.conv.weight.mT.flatten(-2), self.conv.bias

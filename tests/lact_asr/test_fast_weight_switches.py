@@ -38,7 +38,7 @@ def test_without_fast_weights_a_layer_is_attention_and_a_projection(tiny_config)
     frames, mask = torch.randn(2, 7, 16), torch.ones(2, 7, dtype=torch.bool)
     mixed, state = layer(frames, mask)
     queries, keys, values = layer.qkv(frames).chunk(3, dim=-1)
-    torch.testing.assert_close(mixed, layer.output(layer._attention(queries, keys, values, None)))
+    torch.testing.assert_close(mixed, layer.output(layer.attention(queries, keys, values, None)))
     assert state is None
 
 
