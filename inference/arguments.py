@@ -335,6 +335,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise InputError(f"--segment_seconds must be 4 or more (inf never cuts), not {arguments.segment_seconds:g}.")
     if not arguments.pause_seconds >= 0.2:  # shorter silences are parts of words
         raise InputError(f"--pause_seconds must be 0.2 or more, not {arguments.pause_seconds:g}.")
+    if arguments.carry_fast_weights is not None and arguments.data_dir is not None:
+        raise InputError("--carry_fast_weights is for the pieces of long files; utterances of a corpus start afresh.")
     if arguments.carry_fast_weights is not None and arguments.use_ttt:
         raise InputError(
             "--carry_fast_weights does not go with --use_ttt, which starts from the trained fast weights: leave out one of them."

@@ -13,19 +13,22 @@ class RunningMoments:
 
     Args:
         horizon: values of each channel that the statistics look back on.
+
+    Attributes:
+        mean: float64 [channels], once something has been observed.
     """
 
     def __init__(self, horizon: int) -> None:
         self.horizon, self.count = horizon, 0
-        self.mean = self._mean_square = torch.zeros((), dtype=torch.float64)
+        self.mean = self._mean_square = 0.0
 
     def observe(self, values: Tensor) -> None:
         """Take in the next values, [n, channels]."""
         values = values.double()
         self.count = min(self.count + len(values), self.horizon)
         share = min(1.0, len(values) / self.count)
-        self.mean = torch.lerp(self.mean.expand(values.shape[1]), values.mean(0), share)
-        self._mean_square = torch.lerp(self._mean_square.expand(values.shape[1]), values.square().mean(0), share)
+        self.mean = (1 - share) * self.mean + share * values.mean(0)
+        self._mean_square = (1 - share) * self._mean_square + share * values.square().mean(0)
 
     @property
     def variance(self) -> Tensor:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lact_asr.command_line import program_name
 from lact_asr.errors import InputError, exit_on_input_error
 from lact_asr.inference.arguments import parse_arguments as parse_inference_arguments
 from lact_asr.sample_rate import SAMPLE_RATE_HZ
@@ -113,7 +114,7 @@ def _write_over(text: str) -> None:
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m lact_asr.inference.transcribe_stream",
+        prog=program_name("python -m lact_asr.inference.transcribe_stream"),
         description="Transcribe a microphone, or a file as if it were one, while it goes on. Final words go to stdout, words that may "
         "still change to the terminal; what streaming costs in accuracy: docs/streaming.md.",
     )
