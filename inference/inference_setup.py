@@ -136,7 +136,7 @@ def _decoding_values(arguments: argparse.Namespace) -> dict[str, object]:
     if lm_path == "none":
         return {"beam_size": beam_size, "lm_path": lm_path, "lm_weight": None, "word_score": None}
     weights = {"lm_weight": DEFAULT_LM_WEIGHT, "word_score": DEFAULT_WORD_SCORE}
-    weights |= _tuned_weights(arguments.checkpoint, lm_path)
+    weights |= tuned_weights(arguments.checkpoint, lm_path)
     given = {name: getattr(arguments, name) for name in weights if getattr(arguments, name) is not None}
     return {"beam_size": beam_size, "lm_path": lm_path, **weights, **given}
 
@@ -326,7 +326,7 @@ def _load_decoder(vocabulary: dict[str, int], blank_id: int, lm_path: str, optio
     return make_decoder(vocabulary, blank_id, language_model=language_model, **options)
 
 
-def _tuned_weights(checkpoint: str, lm_path: str) -> dict[str, float]:
+def tuned_weights(checkpoint: str, lm_path: str) -> dict[str, float]:
     """What `lact_asr.inference.tune_language_model` wrote beside the checkpoint; empty if not for this language model."""
     folder = checkpoint_folder(checkpoint)
     path = folder / TUNED_WEIGHTS_NAME

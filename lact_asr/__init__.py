@@ -25,18 +25,5 @@ _MODULES = {
 def __getattr__(name: str):
     if name not in _MODULES:
         raise AttributeError(f"module 'lact_asr' has no attribute {name!r}")
-    _register_auto_classes()
+    importlib.import_module("lact_asr.auto")
     return getattr(importlib.import_module(_MODULES[name]), name)
-
-
-def _register_auto_classes() -> None:
-    """Let AutoConfig, AutoModelForCTC and AutoProcessor find the classes by the model type "hybrid_asr"."""
-    from transformers import AutoConfig, AutoModelForCTC, AutoProcessor
-
-    from lact_asr.configuration_hybrid_asr import HybridASRConfig
-    from lact_asr.modeling_hybrid_asr import HybridASRForCTC
-    from lact_asr.processing_hybrid_asr import HybridASRProcessor
-
-    AutoConfig.register(HybridASRConfig.model_type, HybridASRConfig, exist_ok=True)
-    AutoModelForCTC.register(HybridASRConfig, HybridASRForCTC, exist_ok=True)
-    AutoProcessor.register(HybridASRConfig, HybridASRProcessor, exist_ok=True)

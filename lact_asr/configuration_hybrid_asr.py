@@ -137,6 +137,11 @@ class HybridASRConfig(PreTrainedConfig):
         return SAMPLES_PER_HEAD_FRAME * self.encoder_target_ds_factor
 
     @property
+    def inputs_to_logits_ratio(self) -> int:
+        """`samples_per_frame` under the name by which Transformers' pipeline looks for it."""
+        return self.samples_per_frame
+
+    @property
     def frame_rate_hz(self) -> float:
         """Frames of hidden states in one second of 16 kHz audio."""
         return SAMPLE_RATE_HZ / self.samples_per_frame

@@ -29,7 +29,7 @@ class HybridASROutput(ModelOutput):
 
     Attributes:
         loss: scalar float32, with labels: CTC, in training with ``enable_ttt`` plus the weighted masked prediction.
-        logits: [B, T, vocab].
+        logits: [B, T, vocab]; frames past a row's length say nothing but the blank.
         hidden_states: with ``output_hidden_states``: the input of each block and the normalised output of the last,
             ``num_hidden_layers`` + 1 tensors [B, T, hidden_size].
         fast_weights: for each block the state after the utterance; None in blocks without fast weights.
@@ -174,6 +174,8 @@ class HybridASRForCTC(HybridASRPreTrainedModel):
             self.dropout(self._hide_channels(blocks_input)), frame_mask, fast_weights, output_hidden_states
         )
         logits = self.ctc_head(self.dropout(hidden_states))
+        if attention_mask is not None:
+            logits = torch.where(frame_mask[..., None], logits, self._silence(logits))
         output = HybridASROutput(logits=logits, hidden_states=every_layer, fast_weights=states, frame_lengths=lengths)
         if labels is not None:
             self._add_losses(output, labels, hidden_states, features, frame_mask, masked_frames)
@@ -187,6 +189,12 @@ class HybridASRForCTC(HybridASRPreTrainedModel):
             raise ValueError(f"{input_values.shape[1]} samples are less than one frame (400 samples).")
         frame_mask = frames_mask(lengths, features.shape[1])
         return self.feature_projection(self.feature_norm(features)), lengths, frame_mask
+
+    def _silence(self, logits: Tensor) -> Tensor:
+        """The logits [vocab] of a frame that is surely blank: what decodes padded rows whole, as Transformers' pipeline does,
+        reads nothing into their padding."""
+        classes = torch.arange(logits.shape[-1], device=logits.device)
+        return torch.where(classes == self.config.ctc_blank_id, 0.0, -1e4).to(logits.dtype)
 
     def frame_lengths(self, sample_lengths: Tensor) -> Tensor:
         """The valid length of each row of logits: [B] int64 samples -> [B] int64 frames."""

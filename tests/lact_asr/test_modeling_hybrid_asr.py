@@ -10,6 +10,7 @@ from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCTC, AutoProcessor
 
 from lact_asr import HybridASRConfig, HybridASRForCTC, HybridASRProcessor
+from lact_asr.wav2vec2_encoder import frames_mask
 
 VARIANTS = {
     "default": {},
@@ -58,7 +59,9 @@ def test_outputs_have_the_documented_shapes(tiny_model):
     assert output.logits.shape == (2, frames, 9)
     assert output.frame_lengths.tolist() == [frames, (2_600 - 400) // 200 + 1]
     assert [tuple(states.shape) for states in output.hidden_states] == [(2, frames, 16)] * 4
-    torch.testing.assert_close(model.ctc_head(output.hidden_states[-1]), output.logits)
+    spoken = frames_mask(output.frame_lengths, frames)
+    torch.testing.assert_close(model.ctc_head(output.hidden_states[-1])[spoken], output.logits[spoken])
+    assert (output.logits[~spoken].argmax(-1) == model.config.ctc_blank_id).all()
     assert len(output.fast_weights) == 3
     assert [tuple(weight.shape) for weight in output.fast_weights[0].weights] == [
         (2, 2, 12, 8),
