@@ -1,0 +1,176 @@
+"""Find when each word of known transcripts was said: ``python -m lact_asr.inference.align --help``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lact_asr.command_line import program_name
+from lact_asr.data.corpus_listings import DATASET_TYPES
+from lact_asr.errors import InputError, exit_on_input_error
+from lact_asr.inference.transcript_formats.formats import (
+    FORMATS,
+    FORMATS_HELP,
+    check_destination,
+    choose_format,
+    write_transcripts,
+)
+from lact_asr.text import normalise_text, unspellable_characters
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from lact_asr.inference.evaluation import Utterance
+    from lact_asr.inference.recogniser import Recogniser
+    from lact_asr.inference.word_times import TimedTranscript
+
+DESCRIPTION = """Find when each word of known transcripts was said (CTC forced alignment).
+
+  one recording     --audio_file a.wav --text "HELLO WORLD", or --text_file a.txt
+  a corpus subset   --data_dir LIBRISPEECH --subset test-clean
+
+Each word comes with the probability that its frames spell it: low ones show where a transcript is wrong."""
+
+
+@exit_on_input_error
+def main(argv: list[str] | None = None) -> int:
+    """Align, write; a recording that cannot be aligned is reported and the rest go on."""
+    arguments = _parse(argv)
+    # Imported after parsing: --help and mistyped flags answer at once.
+    from lact_asr.checkpoint import load_checkpoint
+    from lact_asr.inference.decoding import make_decoder
+    from lact_asr.inference.inference_setup import choose_device
+    from lact_asr.inference.recogniser import Recogniser
+
+    utterances = _utterances(arguments)
+    check_destination(arguments.output_format, arguments.output, [utterance.id for utterance in utterances])
+    checkpoint = load_checkpoint(arguments.checkpoint)
+    decoder = make_decoder(checkpoint.processor.vocabulary, checkpoint.model.config.ctc_blank_id)
+    recogniser = Recogniser(checkpoint, decoder, device=choose_device(arguments.device))
+    transcripts = _align(utterances, recogniser, arguments.characters)
+    write_transcripts(transcripts, arguments.output_format, arguments.output)
+    return 0
+
+
+def _utterances(arguments: argparse.Namespace) -> list[Utterance]:
+    """What to align, with normalised references.
+
+    Raises:
+        InputError: no such file or subset, or a transcript without words or with signs that are spoken in more than one way.
+    """
+    from lact_asr.audio import read_audio
+    from lact_asr.data.corpora import load_corpus
+    from lact_asr.inference.evaluation import Utterance
+    from lact_asr.inference.inference_setup import corpus_utterances
+
+    if arguments.data_dir is not None:
+        corpus = load_corpus(arguments.data_dir, arguments.subset, arguments.dataset_type)
+        return corpus_utterances(corpus)[: arguments.max_samples]
+    text = _read_text(arguments.text_file) if arguments.text is None else arguments.text
+    if signs := unspellable_characters(text):
+        raise InputError(
+            f"The transcript holds {' '.join(signs)}, which can be said in several ways: write it in words."
+        )
+    samples = read_audio(arguments.audio_file)
+    return [Utterance(str(arguments.audio_file), normalise_text(text), lambda: samples)]
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"The transcript {path} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError:
+        raise InputError(f"The transcript {path} is not UTF-8 text.") from None
+
+
+def _align(utterances: Sequence[Utterance], recogniser: Recogniser, characters: bool) -> list[TimedTranscript]:
+    """Raises `InputError` where none of the utterances can be aligned."""
+    from tqdm import tqdm
+
+    transcripts = []
+    for utterance in tqdm(utterances, "aligning", unit="utterance", mininterval=1.0, disable=len(utterances) == 1):
+        try:
+            transcripts.append(
+                align_recording(utterance.id, utterance.read(), utterance.reference, recogniser, characters)
+            )
+        except InputError as error:
+            if len(utterances) == 1:
+                raise
+            tqdm.write(f"{utterance.id}: {error}", file=sys.stderr)
+    if not transcripts:
+        raise InputError(f"None of the {len(utterances)} recordings could be aligned.")
+    return transcripts
+
+
+def align_recording(
+    id: str, samples: np.ndarray, text: str, recogniser: Recogniser, characters: bool = False
+) -> TimedTranscript:
+    """Words of a transcript, and if wanted their characters, with times in seconds.
+
+    Args:
+        id: the recording's name.
+        samples: float32 [samples] at 16 kHz.
+        text: normalised (`lact_asr.text.normalise_text`).
+        recogniser: gives the log-probabilities, without test-time training.
+        characters: whether their times are wanted, too.
+
+    Raises:
+        InputError: as `lact_asr.inference.forced_alignment.align_text`.
+    """
+    from lact_asr.inference.forced_alignment import align_text
+    from lact_asr.inference.word_times import TimedTranscript, words_in_seconds
+    from lact_asr.sample_rate import SAMPLE_RATE_HZ
+
+    words, spelling = align_text(recogniser.emission(samples), text, recogniser.decoder.alphabet)
+    front_end = recogniser.model.front_end
+    return TimedTranscript(
+        id,
+        text,
+        words_in_seconds(words, front_end),
+        len(samples) / SAMPLE_RATE_HZ,
+        words_in_seconds(spelling, front_end) if characters else (),
+    )
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog=program_name("python -m lact_asr.inference.align"),
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--checkpoint",
+        required=True,
+        metavar="FILE_OR_FOLDER",
+        help="best_model.pt, a save_pretrained folder or a hub name",
+    )
+    parser.add_argument("--audio_file", type=Path, default=None, help="a recording, with --text or --text_file")
+    parser.add_argument("--text", default=None, help="what is said in it")
+    parser.add_argument("--text_file", type=Path, default=None, help="a file that holds what is said in it")
+    parser.add_argument("--data_dir", type=Path, default=None, help="a corpus, with --subset")
+    parser.add_argument("--subset", default=None, help="subset of the corpus, or of a manifest folder")
+    parser.add_argument("--dataset_type", choices=DATASET_TYPES, default="librispeech", help="default: %(default)s")
+    parser.add_argument("--max_samples", type=int, default=None, help="only the first so many utterances")
+    parser.add_argument("--characters", action="store_true", help="also each character's times (jsonl, textgrid)")
+    parser.add_argument("--output", type=Path, default=None, metavar="FILE|FOLDER", help="default: stdout")
+    parser.add_argument(
+        "--output_format", choices=tuple(FORMATS), default=None, help=f"{FORMATS_HELP} (default: by --output, else ctm)"
+    )
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: %(default)s")
+    arguments = parser.parse_args(argv)
+    if (arguments.audio_file is None) == (arguments.data_dir is None):
+        raise InputError("Give --audio_file or --data_dir, not both.")
+    if arguments.audio_file is not None and (arguments.text is None) == (arguments.text_file is None):
+        raise InputError("--audio_file needs --text or --text_file, not both.")
+    if arguments.data_dir is not None and arguments.subset is None:
+        raise InputError("--data_dir needs --subset.")
+    arguments.output_format = choose_format(arguments.output_format, arguments.output, "ctm")
+    return arguments
+
+
+if __name__ == "__main__":
+    sys.exit(main())
