@@ -175,6 +175,11 @@ def read_results(path: str | Path) -> list[UtteranceResult]:
     return list({result.id: result for result in results}.values())
 
 
+def read_settings(path: str | Path) -> dict:
+    """The settings of the run that wrote a results file; empty where it has none. Raises as `read_results`."""
+    return _read_lines(Path(path))[1] or {}
+
+
 class ResultsWriter:
     """Appends results to a JSON-lines file as they come, so that a killed run loses nothing but its last batch.
 

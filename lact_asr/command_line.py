@@ -29,6 +29,7 @@ COMMANDS = {
     "convert": Command("lact_asr.inference.convert_results", "write transcripts as subtitles, CTM, TextGrid or text"),
     "evaluate": Command("lact_asr.inference.evaluate_robustness", "compare systems on clean and corrupted recordings"),
     "train": Command("lact_asr.training.train_hybrid_asr", "train a model, or go on with a run"),
+    "export": Command("lact_asr.inference.export_model", "turn a run into a folder for the hub, with a model card"),
     "statistics": Command(
         "lact_asr.inference.feature_statistics", "feature statistics for test-time training that aligns them"
     ),
