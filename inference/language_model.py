@@ -1,13 +1,10 @@
-"""Word n-gram language models for the beam search: trained from transcripts (kaldingram), checked, and read by kenlm.
+"""Word n-gram language models for the beam search: checked, and read by kenlm.
 
-    python -m lact_asr.inference.language_model --transcripts LibriSpeech/train-clean-100 --order 3 --output lm.arpa --held_out LibriSpeech/dev-clean
-
-Other people's models work as well: ARPA files (also .gz; OpenSLR's LibriSpeech models among them) and KenLM binaries.
+ARPA files (also .gz; OpenSLR's LibriSpeech models among them) and KenLM binaries; `lact_asr.inference.build_language_model` makes them.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import gzip
 import itertools
@@ -15,7 +12,6 @@ import logging
 import mmap
 import re
 import shutil
-import sys
 import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -23,9 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lact_asr.command_line import program_name
-from lact_asr.errors import InputError, exit_on_input_error
-from lact_asr.inference.ngram_training import RESERVED_WORDS, UNKNOWN_WORD, build_ngram, read_transcripts
+from lact_asr.errors import InputError
+from lact_asr.inference.ngram_training import RESERVED_WORDS, UNKNOWN_WORD
 
 if TYPE_CHECKING:
     import kenlm
@@ -36,7 +31,7 @@ _GZIP_MAGIC = b"\x1f\x8b"
 _KENLM_BINARY_MAGIC = b"mmap lm http://kheafield.com/code"
 _LOWEST_SPELLABLE_SHARE = 0.1
 _SMALLEST_ENTRY_BYTES = 4  # "0", tab, a letter, end of line
-_BUILD_HINT = "build one with `python -m lact_asr.inference.language_model --transcripts … --output lm.arpa`"
+_BUILD_HINT = "build one with `python -m lact_asr.inference.build_language_model --transcripts … --output lm.arpa`"
 
 
 def _import_kenlm():
@@ -202,6 +197,10 @@ class LanguageModel:
         self.words = None if words is None else frozenset(words) - RESERVED_WORDS
         self._prefixes: dict[frozenset[str], frozenset[str]] = {}
 
+    def __reduce__(self):
+        """Another process loads the file again: kenlm's models cannot be pickled."""
+        return load_language_model, (self.path,)
+
     @property
     def order(self) -> int:
         """Length of its longest n-grams."""
@@ -317,36 +316,3 @@ def load_language_model(path: str | Path, characters: Iterable[str] | None = Non
     if characters is not None:
         language_model.spelling(characters)
     return language_model
-
-
-# ---------------------------------------------------------------- command
-
-
-@exit_on_input_error
-def main(arguments: list[str] | None = None) -> int:
-    """Train an n-gram model from transcripts and say how well it fits."""
-    parser = argparse.ArgumentParser(
-        prog=program_name("python -m lact_asr.inference.language_model"), description=main.__doc__
-    )
-    parser.add_argument(
-        "--transcripts", nargs="+", required=True, type=Path, help=".jsonl manifests, LibriSpeech folders, text files"
-    )
-    parser.add_argument("--order", type=int, default=3, help="longest n-gram, 2 to 5 (default: 3)")
-    parser.add_argument("--output", required=True, type=Path, help="ARPA file to write, e.g. lm.arpa or lm.arpa.gz")
-    parser.add_argument("--held_out", nargs="*", default=[], type=Path, help="transcripts to measure perplexity on")
-    options = parser.parse_args(arguments)
-    texts = [text for path in options.transcripts for text in read_transcripts(path)]
-    held_out = [text for path in options.held_out for text in read_transcripts(path)]
-    model = load_language_model(build_ngram(texts, options.output, options.order))
-    print(f"{options.output}: {model.order}-gram model of {len(model.words):,} words from {len(texts):,} sentences")
-    for name, sample in (("training text", texts), ("held-out text", held_out)):
-        if sample:
-            fit = model.measure(sample)
-            print(
-                f"{name}: {fit.words:,} words, perplexity {fit.perplexity:.1f}, unknown words {fit.unknown_words:,} ({fit.unknown_rate:.1%})"
-            )
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,6 +1,6 @@
 """Training of word n-gram language models from transcripts: Kneser-Ney estimates by kaldingram, written as ARPA files.
 
-The command is `python -m lact_asr.inference.language_model`.
+The command is `python -m lact_asr.inference.build_language_model`.
 """
 
 from __future__ import annotations
@@ -10,14 +10,16 @@ import gzip
 import io
 import json
 import os
+import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import TextIO
 
 from tqdm import tqdm
 
 from lact_asr.errors import InputError
+from lact_asr.inference.kenlm_programs import estimate_with_lmplz, write_binary
 from lact_asr.text import normalise_text
 
 UNKNOWN_WORD = "<unk>"
@@ -39,12 +41,16 @@ def _kneser_ney_discount(counts: Iterable[int]) -> float:
 def _give_unknown_word_its_share(ngrams) -> None:
     """Add `<unk>` with the mass that the unigrams' discount has freed: kaldingram knows no unknown word, and kenlm then answers -100."""
     unigrams = ngrams.counts[0][()]
-    unigrams.word_to_count[UNKNOWN_WORD] = 0
+    unigrams.word_to_count.setdefault(UNKNOWN_WORD, 0)
+    unigrams.word_to_f[UNKNOWN_WORD] = 0.0  # a limited vocabulary has given it a share as a word already
     unigrams.word_to_f[UNKNOWN_WORD] = 1.0 - sum(unigrams.word_to_f.values())
 
 
-def _estimate(texts: Iterable[str], order: int):
-    """Count the n-grams of the texts and estimate Kneser-Ney probabilities; the result is kaldingram's `NgramCounts`."""
+def _estimate(texts: Iterable[str], order: int, vocabulary: Collection[str] | None):
+    """Count the n-grams of the texts and estimate Kneser-Ney probabilities; the result is kaldingram's `NgramCounts`.
+
+    Words that a vocabulary lacks are counted as the unknown word.
+    """
     try:
         from kaldingram.train import NgramCounts
     except ImportError as error:
@@ -60,6 +66,8 @@ def _estimate(texts: Iterable[str], order: int):
             raise InputError(
                 f"a transcript holds a word that n-gram models reserve ({', '.join(sorted(RESERVED_WORDS))}): {text[:80]!r}"
             )
+        if vocabulary is not None:
+            words = [word if word in vocabulary else UNKNOWN_WORD for word in words]
         if words:
             ngrams.add_raw_counts_from_line(" ".join(words))
             sentence_count += 1
@@ -96,8 +104,16 @@ def _replacing(path: Path) -> Iterator[TextIO]:
             temporary.unlink(missing_ok=True)
 
 
-def build_ngram(texts: Iterable[str], path: str | Path, order: int = 3) -> Path:
-    """Train a back-off n-gram model with Kneser-Ney smoothing and write it as ARPA (gzip-compressed if the name ends in .gz).
+def build_ngram(
+    texts: Iterable[str],
+    path: str | Path,
+    order: int = 3,
+    *,
+    words: Collection[str] | None = None,
+    prune_threshold: float = 0.0,
+    estimator: str = "kaldingram",
+) -> Path:
+    """Train a back-off n-gram model with Kneser-Ney smoothing and write it as ARPA (.gz: compressed), or as KenLM binary (.bin).
 
     Differs from plain kaldingram in two points: unigrams are discounted too and what this frees is the probability of `<unk>`, and discounts
     stay within [0.1, 0.9]. For every history the probabilities of all words, `</s>` and `<unk>` sum to one.
@@ -106,21 +122,62 @@ def build_ngram(texts: Iterable[str], path: str | Path, order: int = 3) -> Path:
         texts: one normalised sentence each; empty ones are passed over.
         path: file to write; it appears only when complete.
         order: longest n-gram, 2 to 5.
+        words: those that the model is to know, others are its unknown word; None for all.
+        prune_threshold: n-grams without which the perplexity rises by less than this share are left out (Stolcke 1998).
+        estimator: "kaldingram", or "lmplz" for KenLM's program.
 
     Returns:
         The path written.
 
     Raises:
-        InputError: an impossible order, no words, a reserved word among them, or a file that cannot be written.
+        InputError: an impossible order, no words, a reserved word among them, a program of KenLM's that is missing, or a file that cannot be
+            written.
     """
     if order not in _ORDERS:
         raise InputError(f"n-gram order {order} is not possible: choose one of {', '.join(map(str, _ORDERS))}")
     path = Path(path)
+    if path.suffix == ".bin":
+        with tempfile.TemporaryDirectory(dir=_made(path.parent)) as folder:
+            options = {"words": words, "prune_threshold": prune_threshold, "estimator": estimator}
+            arpa = build_ngram(texts, Path(folder, "lm.arpa"), order, **options)
+            write_binary(arpa, Path(folder, "lm.bin"))
+            os.replace(Path(folder, "lm.bin"), path)
+        return path
     with _replacing(path) as file:  # opened first: a folder that cannot be written should not cost the training
-        ngrams = _estimate(texts, order)
-        with contextlib.redirect_stderr(io.StringIO()):
-            ngrams.print_as_arpa(file)
+        if estimator == "lmplz":
+            arpa = _arpa_by_lmplz(texts, order, words)
+        else:
+            arpa = io.StringIO()
+            ngrams = _estimate(texts, order, words)
+            with contextlib.redirect_stderr(io.StringIO()):
+                ngrams.print_as_arpa(arpa)
+        file.write(_pruned(arpa.getvalue(), prune_threshold) if prune_threshold else arpa.getvalue())
     return path
+
+
+def _made(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write a language model into {folder}: {error.strerror or error}") from error
+    return folder
+
+
+def _arpa_by_lmplz(texts: Iterable[str], order: int, words: Collection[str] | None) -> io.StringIO:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "lm.arpa")
+        estimate_with_lmplz(texts, path, order, words)
+        return io.StringIO(path.read_text(encoding="utf-8"))
+
+
+def _pruned(arpa: str, threshold: float) -> str:
+    from kaldingram.prune import ArpaParser, prune
+
+    parser = ArpaParser()
+    with contextlib.redirect_stderr(io.StringIO()):  # a progress bar for every order
+        (model,) = parser.loads(arpa)
+        prune(model, threshold, 2)
+        return parser.dumps(model)
 
 
 def _manifest_texts(path: Path) -> Iterator[str]:

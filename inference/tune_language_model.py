@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import functools
+import os
 import sys
 from pathlib import Path
 
@@ -14,7 +16,9 @@ from lact_asr.command_line import program_name
 from lact_asr.data.corpora import load_corpus
 from lact_asr.data.corpus_listings import DATASET_TYPES
 from lact_asr.errors import InputError, exit_on_input_error
-from lact_asr.inference.decoding import Decoder, make_decoder, tune_language_model_weights
+from lact_asr.inference.decoder_names import DECODERS
+from lact_asr.inference.decoding import Decoder, TuningRow, make_decoder, tune_language_model_weights
+from lact_asr.inference.decoding.weight_heat_map import plot_word_error_rates
 from lact_asr.inference.evaluation import Utterance
 from lact_asr.inference.inference_setup import (
     LANGUAGE_MODEL_NAME,
@@ -25,6 +29,7 @@ from lact_asr.inference.inference_setup import (
     find_language_model,
     spread_evenly,
 )
+from lact_asr.inference.language_model import LanguageModel
 from lact_asr.inference.recogniser import Recogniser
 from lact_asr.json_files import write_json
 
@@ -40,18 +45,14 @@ def main(argv: list[str] | None = None) -> int:
     corpus = load_corpus(arguments.data_dir, arguments.subset, arguments.dataset_type)
     vocabulary, blank_id = checkpoint.processor.vocabulary, checkpoint.model.config.ctc_blank_id
 
-    def decoder(lm_weight: float, word_score: float) -> Decoder:
-        return make_decoder(
-            vocabulary, blank_id, beam_size=arguments.beam_size, language_model=language_model, lm_weight=lm_weight,
-            word_score=word_score,
-        )  # fmt: skip
-
+    options = {"beam_size": arguments.beam_size, "back_end": arguments.decoder}
+    decoder = functools.partial(_decoder, vocabulary, blank_id, language_model, options)
     # Flags and a language model that do not fit are refused here, before minutes of computing.
     first = decoder(arguments.lm_weights[0], arguments.word_scores[0])
     recogniser = Recogniser(checkpoint, first, device=choose_device(arguments.device))
     references, emissions = _emissions(recogniser, spread_evenly(corpus_utterances(corpus), arguments.max_samples))
     lm_weight, word_score, rows = tune_language_model_weights(
-        emissions, references, decoder, arguments.lm_weights, arguments.word_scores
+        emissions, references, decoder, arguments.lm_weights, arguments.word_scores, arguments.processes
     )
     for row in rows:
         print(f"lm_weight {row.lm_weight:<5g} word_score {row.word_score:<5g} WER {row.errors.rate:.2%}")
@@ -67,7 +68,28 @@ def main(argv: list[str] | None = None) -> int:
         },
     )
     print(f"Best: lm_weight {lm_weight:g}, word_score {word_score:g}; written to {path}")
+    _plot(rows, path.with_suffix(".png"))
     return 0
+
+
+def _decoder(
+    vocabulary: dict[str, int], blank_id: int, language_model: LanguageModel, options: dict[str, object],
+    lm_weight: float, word_score: float,
+) -> Decoder:  # fmt: skip
+    return make_decoder(
+        vocabulary, blank_id, language_model=language_model, lm_weight=lm_weight, word_score=word_score, **options
+    )
+
+
+def _plot(rows: list[TuningRow], path: Path) -> None:
+    try:
+        plot_word_error_rates(rows, path)
+    except ImportError:
+        print("No heat map: it needs the package matplotlib: pip install 'lact-asr[demo]'", file=sys.stderr)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}.") from None
+    else:
+        print(f"Heat map: {path}")
 
 
 def _emissions(recogniser: Recogniser, utterances: list[Utterance]) -> tuple[list[str], list[torch.Tensor]]:
@@ -121,6 +143,13 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--lm_weights", type=floats, default=[0.3, 0.6, 1.0, 1.5], metavar="A,B,…")
     parser.add_argument("--word_scores", type=floats, default=[0.0, 1.0, 2.0, 3.0], metavar="A,B,…")
     parser.add_argument("--beam_size", type=int, default=20, help="default: %(default)s")
+    parser.add_argument("--decoder", choices=tuple(DECODERS), default="pyctcdecode", help="default: %(default)s")
+    parser.add_argument(
+        "--processes",
+        type=count,
+        default=os.cpu_count() or 1,
+        help="pairs to try at once (default: %(default)s, the cores)",
+    )
     parser.add_argument(
         "--max_samples", type=count, default=200, help="so many utterances, spread evenly (default: %(default)s)"
     )

@@ -33,7 +33,7 @@ COMMANDS = {
     "statistics": Command(
         "lact_asr.inference.feature_statistics", "feature statistics for test-time training that aligns them"
     ),
-    "lm build": Command("lact_asr.inference.language_model", "train a word n-gram model from transcripts"),
+    "lm build": Command("lact_asr.inference.build_language_model", "train a word n-gram model from transcripts"),
     "lm tune": Command("lact_asr.inference.tune_language_model", "choose a language model's weight on labelled data"),
     "data download": Command("lact_asr.data.download", "fetch subsets of LibriSpeech"),
     "data check": Command("lact_asr.data.check_corpus", "look for what is wrong with a corpus"),

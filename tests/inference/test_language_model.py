@@ -10,7 +10,9 @@ import zlib
 import pytest
 
 from lact_asr.errors import EXIT_BAD_INPUT, InputError
-from lact_asr.inference.language_model import build_ngram, load_language_model, main, read_transcripts
+from lact_asr.inference.build_language_model import main
+from lact_asr.inference.language_model import load_language_model
+from lact_asr.inference.ngram_training import build_ngram, read_transcripts
 
 kenlm = pytest.importorskip("kenlm")
 
@@ -252,3 +254,39 @@ def test_command_says_what_is_wrong_with_transcripts(tmp_path, capsys):
         assert name in error
         assert error.count("\n") == 1
         assert not output.exists()
+
+
+def test_openslrs_librispeech_models_serve_as_they_are(tmp_path):
+    """Their shape: SRILM's, gzip, an empty line ahead, upper case, no unknown word in the pruned ones."""
+    arpa = """
+\\data\\
+ngram 1=5
+ngram 2=4
+ngram 3=2
+
+\\1-grams:
+-1.2\t</s>
+-99\t<s>\t-0.8
+-0.9\tBIRD\t-0.3
+-0.8\tSINGS\t-0.2
+-0.7\tTHE\t-0.4
+
+\\2-grams:
+-0.2\t<s> THE\t-0.1
+-0.3\tBIRD SINGS\t-0.1
+-0.4\tSINGS </s>
+-0.5\tTHE BIRD\t-0.2
+
+\\3-grams:
+-0.1\t<s> THE BIRD
+-0.2\tTHE BIRD SINGS
+
+\\end\\
+"""
+    path = tmp_path / "3-gram.pruned.1e-7.arpa.gz"
+    path.write_bytes(gzip.compress(arpa.encode()))
+    model = load_language_model(path, "'ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+    assert (model.order, model.words) == (3, {"BIRD", "SINGS", "THE"})
+    # P(THE | <s>), P(BIRD | <s> THE), P(SINGS | THE BIRD), then P(</s> | SINGS) and the weight of BIRD SINGS for backing off to it.
+    assert model.model.score("THE BIRD SINGS") == pytest.approx(-0.2 - 0.1 - 0.2 - 0.1 - 0.4, abs=1e-5)
+    assert model.measure(["THE ZEBRA SINGS"]).unknown_words == 1

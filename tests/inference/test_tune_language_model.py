@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
+import matplotlib.image
 import pytest
 
 from lact_asr.errors import EXIT_BAD_INPUT
@@ -30,7 +31,7 @@ def tune(folder, librispeech, capsys):
     def run(*flags: object) -> SimpleNamespace:
         capsys.readouterr()
         paths = ["--checkpoint", folder / "best_model.pt", "--data_dir", librispeech, "--subset", "test-tiny"]
-        grid = ["--lm_weights", "0.1,1", "--word_scores=-20,3", "--beam_size", 10]
+        grid = ["--lm_weights", "0.1,1", "--word_scores=-20,3", "--beam_size", 10, "--processes", 1]
         code = main([str(flag) for flag in (*paths, *grid, *flags)])
         captured = capsys.readouterr()
         return SimpleNamespace(code=code, out=captured.out, err=captured.err)
@@ -58,6 +59,18 @@ def test_the_best_of_the_grid_is_written_and_used(tune, transcribe, folder, libr
         assert transcribe(*flags, "--lm_weight", weight, f"--word_score={score}").code == 0
         assert summarise(read_results(output)).words.rate == pytest.approx(rate)
     assert f"(weight {best[0]:g}, word score {best[1]:g})" in transcribe(*flags).err
+
+
+def test_processes_change_nothing_and_the_grid_is_drawn(tune, folder):
+    assert tune().code == 0
+    alone = (folder / "lm_weights.json").read_bytes()
+    (folder / "lm_weights.png").unlink()
+    tuned = tune("--processes", 2)
+    assert tuned.code == 0
+    assert (folder / "lm_weights.json").read_bytes() == alone
+    assert f"Heat map: {folder / 'lm_weights.png'}" in tuned.out
+    height, width, _ = matplotlib.image.imread(folder / "lm_weights.png").shape
+    assert min(height, width) > 200
 
 
 def test_bad_recordings_are_left_out(tune, folder, librispeech):

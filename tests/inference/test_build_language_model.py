@@ -1,0 +1,112 @@
+"""The command that builds language models: vocabulary, pruning, KenLM's programs."""
+
+import os
+import re
+import stat
+from pathlib import Path
+
+import pytest
+
+from lact_asr.errors import EXIT_BAD_INPUT
+from lact_asr.inference.build_language_model import main
+from lact_asr.inference.language_model import load_language_model
+
+pytest.importorskip("kaldingram")
+kenlm = pytest.importorskip("kenlm")
+
+TEXT = [
+    f"{subject} {verb} {thing}"
+    for subject in ("the bird", "my sister", "an old man", "every bell")
+    for verb in ("sings in", "walks to", "looks at")
+    for thing in ("the garden", "a green river", "my house")
+]
+
+
+@pytest.fixture
+def text(tmp_path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_text("\n".join(TEXT))
+    return path
+
+
+def build(text, output, *flags) -> int:
+    return main([str(flag) for flag in ("--transcripts", text, "--output", output, *flags)])
+
+
+def ngram_counts(path) -> list[int]:
+    return [int(count) for count in re.findall(r"ngram \d+=(\d+)", path.read_text())]
+
+
+def distribution(model, history) -> float:
+    """The sum of the probabilities of all words after a history."""
+    state, following = kenlm.State(), kenlm.State()
+    model.model.BeginSentenceWrite(state)
+    for word in history:
+        model.model.BaseScore(state, word, following)
+        state, following = following, kenlm.State()
+    return sum(
+        10 ** model.model.BaseScore(state, word, kenlm.State()) for word in (*sorted(model.words), "</s>", "<unk>")
+    )
+
+
+def test_a_limited_vocabulary_leaves_a_proper_distribution(text, tmp_path, capsys):
+    assert build(text, tmp_path / "lm.arpa", "--vocabulary_size", 6, "--held_out", text) == 0
+    assert "3-gram model of 6 words from 36 sentences" in (printed := capsys.readouterr().out)
+    assert "held-out text: " in printed
+    model = load_language_model(tmp_path / "lm.arpa")
+    assert {"THE", "MY"} < model.words
+    for history in ((), ("THE",), ("AT", "MY"), ("ZEBRA",)):
+        assert distribution(model, history) == pytest.approx(1, abs=1e-4)
+
+
+def test_a_word_list_is_kept(text, tmp_path, capsys):
+    (tmp_path / "words.txt").write_text("bird\nhouse\nzebra\n")
+    assert build(text, tmp_path / "lm.arpa", "--word_list", tmp_path / "words.txt") == 0
+    assert load_language_model(tmp_path / "lm.arpa").words == {"BIRD", "HOUSE"}
+    (tmp_path / "words.txt").write_text("zebra\n")
+    assert build(text, tmp_path / "lm.arpa", "--word_list", tmp_path / "words.txt") == EXIT_BAD_INPUT
+    assert "no word of" in capsys.readouterr().err
+
+
+def test_pruning_leaves_out_n_grams_and_keeps_the_distribution(text, tmp_path):
+    assert build(text, tmp_path / "all.arpa") == 0
+    assert build(text, tmp_path / "some.arpa", "--prune_threshold", 1e-2) == 0
+    everything, pruned = ngram_counts(tmp_path / "all.arpa"), ngram_counts(tmp_path / "some.arpa")
+    assert pruned[0] == everything[0]
+    assert 0 < pruned[2] < everything[2]
+    model = load_language_model(tmp_path / "some.arpa")
+    for history in ((), ("THE",), ("LOOKS", "AT")):
+        assert distribution(model, history) == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--vocabulary_size", 0], "--vocabulary_size must be 1 or more"),
+        (["--prune_threshold", 2], "--prune_threshold must be from 0"),
+        (["--estimator", "lmplz"], "lmplz is not on the path"),
+    ],
+)
+def test_bad_input(text, tmp_path, capsys, monkeypatch, flags, sentence):
+    monkeypatch.setenv("PATH", "")
+    assert build(text, tmp_path / "lm.arpa", *flags) == EXIT_BAD_INPUT
+    assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "lm.arpa").exists()
+
+
+def test_a_binary_needs_build_binary(text, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert build(text, tmp_path / "lm.bin") == EXIT_BAD_INPUT
+    assert "build_binary is not on the path" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]
+
+
+def test_what_a_program_of_kenlms_complains_of_is_said(text, tmp_path, capsys, monkeypatch):
+    program = tmp_path / "bin" / "build_binary"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\necho 'no space left' >&2\nexit 1\n")
+    program.chmod(program.stat().st_mode | stat.S_IEXEC)
+    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
+    assert build(text, tmp_path / "lm.bin") == EXIT_BAD_INPUT
+    assert "build_binary failed: no space left" in capsys.readouterr().err
+    assert not (tmp_path / "lm.bin").exists()
