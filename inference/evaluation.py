@@ -166,18 +166,23 @@ def read_results(path: str | Path) -> list[UtteranceResult]:
     Raises:
         InputError: no such file, or a complete line that is not a result (named by number).
     """
-    path = Path(path)
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"results file {path} cannot be read: {error.strerror}") from error
-    results, _, _ = _parse_lines(path, content)
+    results, _ = _read_file(Path(path))
     return list({result.id: result for result in results}.values())
 
 
 def read_settings(path: str | Path) -> dict:
     """The settings of the run that wrote a results file; empty where it has none. Raises as `read_results`."""
-    return _read_lines(Path(path))[1] or {}
+    _, settings = _read_file(Path(path))
+    return settings or {}
+
+
+def _read_file(path: Path) -> tuple[list[UtteranceResult], dict | None]:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"results file {path} cannot be read: {error.strerror}") from error
+    results, settings, _ = _parse_lines(path, content)
+    return results, settings
 
 
 class ResultsWriter:
