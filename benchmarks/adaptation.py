@@ -2,11 +2,12 @@
 
     python -m benchmarks.adaptation --checkpoint demo_output/model/best_model.pt --data_dir demo_output/corpus --subset test-generated
 
-The same recordings are transcribed greedily in batches of several sizes, without and with entropy steps on norms and front end. Times
-are CPU seconds of one thread from samples to text, medians over repetitions in which every combination has its turn, so that other
-work on the machine slows all of them alike. Batches are of similar durations, as those of the inference command. --seconds joins the
-recordings and cuts them anew: with nothing padded and the same total of frames, what is left between batch sizes is the overhead of
-operators, whose share falls with the duration. Writes adaptation.json.
+The same recordings are transcribed greedily in batches of several sizes, without and with entropy steps on norms and front end, these
+with full gradients and with constant updates (--ttt_constant_updates). Times are CPU seconds of one thread from samples to text,
+medians over repetitions in which every combination has its turn, so that other work on the machine slows all of them alike. Batches
+are of similar durations, as those of the inference command. --seconds joins the recordings and cuts them anew: with nothing padded and
+the same total of frames, what is left between batch sizes is the overhead of operators, whose share falls with the duration. Writes
+adaptation.json.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ from lact_asr.inference.ttt_settings import TTTSettings
 from lact_asr.json_files import write_json
 from lact_asr.sample_rate import SAMPLE_RATE_HZ
 
+PLAIN = "plain"
+
 
 def read_recordings(args: argparse.Namespace) -> list[list[np.ndarray]]:
     """``--utterances`` recordings, float32 [samples] each, the longest first: of middling duration, or for each of ``--seconds``.
@@ -60,12 +63,16 @@ def read_recordings(args: argparse.Namespace) -> list[list[np.ndarray]]:
     return found
 
 
-def make_recognisers(checkpoint_path: str, steps: Sequence[int]) -> dict[int, Recogniser]:
-    """A greedy recogniser for each number of steps, 0 without test-time training."""
+def make_recognisers(checkpoint_path: str, steps: Sequence[int]) -> dict[str, Recogniser]:
+    """Greedy recognisers by name: without test-time training, and for each number of steps with both kinds of gradients."""
     checkpoint = load_checkpoint(checkpoint_path)
     decoder = make_decoder(checkpoint.processor.vocabulary, checkpoint.model.config.ctc_blank_id, beam_size=1)
-    settings = {count: TTTSettings("entropy", steps=count) if count else None for count in steps}
-    return {count: Recogniser(checkpoint, decoder, setting) for count, setting in settings.items()}
+    settings = {PLAIN: None}
+    for count in steps:
+        name = f"{count} step{'s' * (count != 1)}"
+        settings[name] = TTTSettings("entropy", steps=count)
+        settings[f"{name}, constant updates"] = TTTSettings("entropy", steps=count, constant_updates=True)
+    return {name: Recogniser(checkpoint, decoder, setting) for name, setting in settings.items()}
 
 
 def transcription_seconds(recogniser: Recogniser, recordings: Sequence[np.ndarray], batch_size: int) -> float:
@@ -77,34 +84,33 @@ def transcription_seconds(recogniser: Recogniser, recordings: Sequence[np.ndarra
 
 
 def measure(
-    recognisers: dict[int, Recogniser], recordings: Sequence[np.ndarray], batch_sizes: Sequence[int], repetitions: int
+    recognisers: dict[str, Recogniser], recordings: Sequence[np.ndarray], batch_sizes: Sequence[int], repetitions: int
 ) -> list[dict]:
-    """For each batch size its padding and, by steps, median CPU seconds and their ratios to no steps and to the first batch size."""
-    combinations = [(size, count) for size in batch_sizes for count in recognisers]
+    """For each batch size its padding and, by recogniser, median CPU seconds and their ratios to the plain pass and to the first batch size."""
+    combinations = [(size, name) for size in batch_sizes for name in recognisers]
     seconds = {combination: [] for combination in combinations}
     for repetition in tqdm(range(repetitions + 1), desc="repetitions, the first to warm up"):
-        for size, count in combinations:
-            taken = transcription_seconds(recognisers[count], recordings, size)
+        for size, name in combinations:
+            taken = transcription_seconds(recognisers[name], recordings, size)
             if repetition:
-                seconds[size, count].append(taken)
+                seconds[size, name].append(taken)
 
-    def ratio(combination: tuple[int, int], other: tuple[int, int]) -> float:
+    def ratio(combination: tuple[int, str], other: tuple[int, str]) -> float:
         """Of two combinations in the same repetition, the median."""
         return statistics.median(a / b for a, b in zip(seconds[combination], seconds[other], strict=True))
 
-    plain, first = min(recognisers), batch_sizes[0]
     return [
         {
             "batch_size": size,
             "audio_seconds": sum(map(len, recordings)) / SAMPLE_RATE_HZ,
             "padding": padding_share(recordings, size),
-            "steps": {
-                count: {
-                    "seconds": statistics.median(seconds[size, count]),
-                    "times_plain": ratio((size, count), (size, plain)),
-                    "speedup": ratio((first, count), (size, count)),
+            "timings": {
+                name: {
+                    "seconds": statistics.median(seconds[size, name]),
+                    "times_plain": ratio((size, name), (size, PLAIN)),
+                    "speedup": ratio((batch_sizes[0], name), (size, name)),
                 }
-                for count in recognisers
+                for name in recognisers
             },
         }
         for size in batch_sizes
@@ -121,12 +127,12 @@ def padding_share(recordings: Sequence[np.ndarray], batch_size: int) -> float:
 def table(results: Sequence[dict], utterances: int) -> str:
     """Markdown: CPU milliseconds for each recording, and the ratios."""
     header = ["mean duration", "batch size", "padding"]
-    for count in results[0]["steps"]:
-        header += [f"{count} steps: ms", "× plain", f"× batch of {results[0]['batch_size']}"]
+    for name in results[0]["timings"]:
+        header += [f"{name}: ms", "× plain", f"× batch of {results[0]['batch_size']}"]
     rows = [header]
     for result in results:
         row = [f"{result['audio_seconds'] / utterances:.1f} s", str(result["batch_size"]), f"{result['padding']:.1%}"]
-        for timing in result["steps"].values():
+        for timing in result["timings"].values():
             milliseconds = 1000 * timing["seconds"] / utterances
             row += [f"{milliseconds:.1f}", f"{timing['times_plain']:.2f}", f"{timing['speedup']:.2f}"]
         rows.append(row)
@@ -144,7 +150,7 @@ def main(argv: list[str] | None = None) -> int:
         "--seconds", type=float, nargs="+", help="join the recordings and cut them into pieces of each duration"
     )
     parser.add_argument("--batch_sizes", type=int, nargs="+", default=[1, 4, 16], help="(default: 1 4 16)")
-    parser.add_argument("--steps", type=int, nargs="+", default=[0, 1, 2], help="(default: 0 1 2)")
+    parser.add_argument("--steps", type=int, nargs="+", default=[1, 2], help="(default: 1 2)")
     parser.add_argument("--repetitions", type=int, default=5, help="(default: 5)")
     parser.add_argument("--output_dir", type=Path, default=Path("benchmarks/results/adaptation"))
     args = parser.parse_args(argv)
