@@ -28,9 +28,10 @@ def main(argv: list[str] | None = None) -> int:
     _check_name(arguments.push_to_hub)
     if arguments.folder.exists():
         raise InputError(f"{arguments.folder} exists already; remove it or choose another folder.")
+    run = arguments.run.parent if arguments.run.is_file() else arguments.run
     name = arguments.push_to_hub or arguments.folder.name
     with replacing_folder(arguments.folder) as new:
-        export(arguments.run, new, name, arguments.results, arguments.license)
+        export(run, new, name, arguments.results, arguments.license)
     print(arguments.folder)
     if arguments.push_to_hub is not None:
         print(push(arguments.folder, arguments.push_to_hub, arguments.private))
@@ -62,7 +63,6 @@ def export(run: Path, folder: Path, name: str, results: list[Path], license: str
         InputError: the checkpoint, a results file or the run's description cannot be used.
     """
     from lact_asr.checkpoint import load_checkpoint
-    from lact_asr.inference.inference_setup import LANGUAGE_MODEL_NAME, TUNED_WEIGHTS_NAME
     from lact_asr.inference.model_card import fill_model_card, read_run, read_scored_subset
 
     scored = [read_scored_subset(path) for path in results]
@@ -70,9 +70,7 @@ def export(run: Path, folder: Path, name: str, results: list[Path], license: str
     checkpoint = load_checkpoint(run)
     checkpoint.model.save_pretrained(folder)
     checkpoint.processor.save_pretrained(folder)
-    for companion in (LANGUAGE_MODEL_NAME, TUNED_WEIGHTS_NAME):
-        if (run / companion).is_file():
-            shutil.copyfile(run / companion, folder / companion)
+    has_language_model = _copy_language_model(run, folder)
     characters = [token for token in checkpoint.processor.vocabulary if len(token) == 1 and token != "|"]
     card = fill_model_card(
         name,
@@ -82,10 +80,26 @@ def export(run: Path, folder: Path, name: str, results: list[Path], license: str
         description,
         checkpoint.notes,
         scored,
-        (folder / LANGUAGE_MODEL_NAME).is_file(),
+        has_language_model,
         license,
     )
     card.save(folder / "README.md")
+
+
+def _copy_language_model(run: Path, folder: Path) -> bool:
+    """``lm.arpa`` and the weights tuned for it; whether there is one."""
+    from lact_asr.inference.inference_setup import LANGUAGE_MODEL_NAME, TUNED_WEIGHTS_NAME, tuned_weights
+    from lact_asr.json_files import write_json
+
+    path = run / LANGUAGE_MODEL_NAME
+    if not path.is_file():
+        return False
+    shutil.copyfile(path, folder / LANGUAGE_MODEL_NAME)
+    if weights := tuned_weights(str(run), str(path)):
+        write_json(
+            folder / TUNED_WEIGHTS_NAME, {"best": weights}
+        )  # and not the name of the folder that they were tuned on
+    return True
 
 
 def push(folder: Path, name: str, private: bool) -> str:
@@ -112,7 +126,12 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="a training run's folder, or one of save_pretrained")
+    parser.add_argument(
+        "run",
+        type=Path,
+        metavar="RUN",
+        help="a training run's folder or its best_model.pt, or a folder of save_pretrained",
+    )
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="the folder to write")
     parser.add_argument(
         "--results", nargs="+", default=[], type=Path, metavar="FILE", help="scored subsets, for the card's table"
