@@ -21,8 +21,6 @@ from lact_asr.inference.transcript_formats.formats import (
 from lact_asr.text import normalise_text, unspellable_characters
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from lact_asr.inference.evaluation import Utterance
     from lact_asr.inference.recogniser import Recogniser
     from lact_asr.inference.word_times import TimedTranscript
@@ -91,6 +89,8 @@ def _align(utterances: Sequence[Utterance], recogniser: Recogniser, characters: 
     """Raises `InputError` where none of the utterances can be aligned."""
     from tqdm import tqdm
 
+    from lact_asr.inference.forced_alignment import align_recording
+
     transcripts = []
     for utterance in tqdm(utterances, "aligning", unit="utterance", mininterval=1.0, disable=len(utterances) == 1):
         try:
@@ -104,36 +104,6 @@ def _align(utterances: Sequence[Utterance], recogniser: Recogniser, characters: 
     if not transcripts:
         raise InputError(f"None of the {len(utterances)} recordings could be aligned.")
     return transcripts
-
-
-def align_recording(
-    id: str, samples: np.ndarray, text: str, recogniser: Recogniser, characters: bool = False
-) -> TimedTranscript:
-    """Words of a transcript, and if wanted their characters, with times in seconds.
-
-    Args:
-        id: the recording's name.
-        samples: float32 [samples] at 16 kHz.
-        text: normalised (`lact_asr.text.normalise_text`).
-        recogniser: gives the log-probabilities, without test-time training.
-        characters: whether their times are wanted, too.
-
-    Raises:
-        InputError: as `lact_asr.inference.forced_alignment.align_text`.
-    """
-    from lact_asr.inference.forced_alignment import align_text
-    from lact_asr.inference.word_times import TimedTranscript, words_in_seconds
-    from lact_asr.sample_rate import SAMPLE_RATE_HZ
-
-    words, spelling = align_text(recogniser.emission(samples), text, recogniser.decoder.alphabet)
-    front_end = recogniser.model.front_end
-    return TimedTranscript(
-        id,
-        text,
-        words_in_seconds(words, front_end),
-        len(samples) / SAMPLE_RATE_HZ,
-        words_in_seconds(spelling, front_end) if characters else (),
-    )
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:

@@ -278,7 +278,7 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
         "--output_format",
         choices=tuple(FORMATS),
         default=None,
-        help=f"{FORMATS_HELP}. Subtitles and TextGrids of several recordings go to a folder (default: by --output)",
+        help=f"{FORMATS_HELP}. For srt, vtt and textgrid, a name without that suffix is a folder (default: by --output)",
     )
     group.add_argument(
         "--word_times",

@@ -5,12 +5,16 @@ The most likely CTC path that spells the transcript says which frames each chara
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from lact_asr.errors import InputError
 from lact_asr.inference.ctc_paths import best_path
 from lact_asr.inference.decoding import CTCAlphabet, LogProbs, TimedWord
 from lact_asr.inference.decoding.confidence import with_confidence
+from lact_asr.inference.recogniser import Recogniser
+from lact_asr.inference.word_times import TimedTranscript, words_in_seconds
+from lact_asr.sample_rate import SAMPLE_RATE_HZ
 
 BLANK = 0  # its column among those of `CTCAlphabet.prepare`
 
@@ -44,6 +48,32 @@ def align_text(
     spelled = [(alphabet.labels[label], *span) for label, span in zip(labels.tolist(), spans, strict=True)]
     characters = [entry for entry in spelled if entry[0] != " "]
     return with_confidence(alphabet, frames, _words(text, characters)), with_confidence(alphabet, frames, characters)
+
+
+def align_recording(
+    id: str, samples: np.ndarray, text: str, recogniser: Recogniser, characters: bool = False
+) -> TimedTranscript:
+    """Words of a transcript, and if wanted their characters, with times in seconds.
+
+    Args:
+        id: the recording's name.
+        samples: float32 [samples] at 16 kHz.
+        text: normalised (`lact_asr.text.normalise_text`).
+        recogniser: gives the log-probabilities, without test-time training.
+        characters: whether their times are wanted, too.
+
+    Raises:
+        InputError: as `align_text`.
+    """
+    words, spelling = align_text(recogniser.emission(samples), text, recogniser.decoder.alphabet)
+    front_end = recogniser.model.front_end
+    return TimedTranscript(
+        id,
+        text,
+        words_in_seconds(words, front_end),
+        len(samples) / SAMPLE_RATE_HZ,
+        words_in_seconds(spelling, front_end) if characters else (),
+    )
 
 
 def character_spans(path: list[int]) -> list[tuple[int, int]]:

@@ -88,12 +88,16 @@ def check_destination(format_name: str, output: Path | None, ids: Sequence[str])
         if output is not None and output.is_dir():
             raise InputError(f"{output} is a folder; --output must name the {format_name} file to write.")
         return
-    if len(ids) == 1:
+    if output is None or _names_file(format, output):
+        if len(ids) > 1:
+            raise InputError(
+                f"A {format_name} file holds one recording, and there are {len(ids)}: give --output a folder, "
+                f"and --output_format {format_name}."
+            )
         return
-    if output is None or output.suffix.lower() == format.suffix.lower() or output.is_file():
+    if output.is_file():
         raise InputError(
-            f"A {format_name} file holds one recording, and there are {len(ids)}: give --output a folder, "
-            f"and --output_format {format_name}."
+            f"{output} is a file, without the suffix {format.suffix}; --output must name a folder, or a file with it."
         )
     doubled = [name for name, count in Counter(_file_names(ids)).items() if count > 1]
     if doubled:
@@ -101,7 +105,9 @@ def check_destination(format_name: str, output: Path | None, ids: Sequence[str])
 
 
 def write_transcripts(transcripts: Sequence[TimedTranscript], format_name: str, output: Path | None) -> list[Path]:
-    """Write to a file, to a folder (formats of one recording a file), or, without an output, to stdout.
+    """Write to a file, to a folder, or, without an output, to stdout.
+
+    For formats of one recording a file, an output with the format's suffix is a file, and any other a folder.
 
     Returns:
         The files that were written.
@@ -116,7 +122,7 @@ def write_transcripts(transcripts: Sequence[TimedTranscript], format_name: str, 
         return []
     if format.of_all is not None:
         contents = {output: format.of_all(transcripts)}
-    elif len(transcripts) == 1 and not output.is_dir():
+    elif _names_file(format, output):
         contents = {output: format.of_one(transcripts[0])}
     else:
         names = _file_names([transcript.id for transcript in transcripts])
@@ -131,6 +137,10 @@ def write_transcripts(transcripts: Sequence[TimedTranscript], format_name: str, 
         except OSError as error:
             raise InputError(f"{path} cannot be written: {error.strerror}.") from None
     return list(contents)
+
+
+def _names_file(format: Format, output: Path) -> bool:
+    return output.suffix.lower() == format.suffix.lower() and not output.is_dir()
 
 
 def _file_names(ids: Sequence[str]) -> list[str]:

@@ -11,10 +11,10 @@ import torch
 
 from lact_asr.checkpoint import load_checkpoint
 from lact_asr.errors import InputError
-from lact_asr.inference.align import align_recording, main
+from lact_asr.inference.align import main
 from lact_asr.inference.ctc_paths import spelled_labels
 from lact_asr.inference.decoding import CTCAlphabet, TimedWord, make_decoder
-from lact_asr.inference.forced_alignment import align_text
+from lact_asr.inference.forced_alignment import align_recording, align_text
 from lact_asr.inference.recogniser import Recogniser
 
 ALPHABET = CTCAlphabet({"<pad>": 0, "<s>": 1, "|": 2, "A": 3, "B": 4}, 0)

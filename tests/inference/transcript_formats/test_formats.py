@@ -109,6 +109,10 @@ def test_files_of_one_recording_each(tmp_path):
     ]
     (path,) = write_transcripts([CAT], "vtt", tmp_path / "new")
     assert path == tmp_path / "new" / "a cat.vtt"
+    (path,) = write_transcripts([CAT], "vtt", tmp_path / "one.vtt")
+    assert path == tmp_path / "one.vtt"
+    (path,) = write_transcripts([CAT], "vtt", tmp_path / "left of two")  # the other one failed
+    assert path == tmp_path / "left of two" / "a cat.vtt"
     assert not list(tmp_path.rglob("*.tmp"))
 
 
@@ -120,9 +124,11 @@ def test_recordings_of_one_name_in_two_folders(tmp_path):
 def test_destinations_that_cannot_be_written(tmp_path):
     two = ["a.wav", "b.wav"]
     (tmp_path / "file").write_text("")
-    for output in (None, Path("a.srt"), tmp_path / "file"):
+    for output in (None, Path("a.srt")):
         with pytest.raises(InputError, match="there are 2: give --output a folder"):
             check_destination("srt", output, two)
+    with pytest.raises(InputError, match="is a file"):
+        check_destination("srt", tmp_path / "file", ["a.wav"])
     with pytest.raises(InputError, match="is a folder"):
         check_destination("ctm", tmp_path, two)
     with pytest.raises(InputError, match=r"Two recordings would be written to .*a_b_c"):
