@@ -18,6 +18,7 @@ PACKAGES = [
     "lact_asr.inference.decoding",
     "lact_asr.inference.robustness",
     "lact_asr.inference.transcript_formats",
+    "lact_asr.inference.web_page",
     "lact_asr.training",
 ]
 
@@ -59,6 +60,7 @@ ROBUSTNESS = [
 ]
 VOICE_ACTIVITY = ["silero-vad>=5.1"]
 MICROPHONE = ["sounddevice>=0.4"]
+WEB = ["gradio>=6", "jinja2>=3.1"]  # the page's test needs playwright and a Chromium, too: docs/web_page.md
 DEMO = [*BEAM_SEARCH, "espeakng-loader>=0.2.4", "matplotlib>=3.8"]
 ABLATIONS = [*ROBUSTNESS, "espeakng-loader>=0.2.4", "pyyaml>=6", "filelock>=3.12"]
 WANDB = ["wandb>=0.16"]
@@ -76,6 +78,7 @@ setup(
         "lact_asr.data": ["*.txt"],
         "lact_asr.inference": ["recipes/*.json"],
         "lact_asr.inference.robustness": ["*.jinja"],
+        "lact_asr.inference.web_page": ["*.jinja", "*.css"],
     },
     entry_points={"console_scripts": ["lact-asr = lact_asr.command_line:main"]},
     install_requires=RUNTIME,
@@ -86,6 +89,7 @@ setup(
         "demo": DEMO,
         "robustness": ROBUSTNESS,
         "ablations": ABLATIONS,
+        "web": WEB,
         "wandb": WANDB,
         "vad": VOICE_ACTIVITY,
         "microphone": MICROPHONE,

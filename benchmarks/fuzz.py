@@ -31,7 +31,7 @@ from tqdm import tqdm
 from lact_asr.errors import exit_on_input_error
 from lact_asr.json_files import write_json
 
-LIMIT_SECONDS = 20.0
+LIMIT_SECONDS = 60.0  # a case takes 0.03; on a crowded machine a process may get nothing to do for some seconds
 LIMIT_BYTES_OF_A_CASE = 128 * 2**20
 LIMIT_BYTES_OF_GROWTH = 16 * 2**20
 ENOUGH_CASES = 2_000  # to tell growth from what is loaded with the first case of a kind

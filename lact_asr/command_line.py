@@ -26,6 +26,7 @@ COMMANDS = {
     "transcribe": Command("lact_asr.inference.hybrid_asr_inference", "transcribe recordings, or score a corpus subset"),
     "stream": Command("lact_asr.inference.transcribe_stream", "transcribe a microphone, or a file as if it were one"),
     "align": Command("lact_asr.inference.align", "find when each word of known transcripts was said"),
+    "demo": Command("lact_asr.inference.web_page.command", "a web page: transcripts without and with adaptation"),
     "convert": Command("lact_asr.inference.convert_results", "write transcripts as subtitles, CTM, TextGrid or text"),
     "evaluate": Command("lact_asr.inference.evaluate_robustness", "compare systems on clean and corrupted recordings"),
     "train": Command("lact_asr.training.train_hybrid_asr", "train a model, or go on with a run"),
