@@ -60,7 +60,7 @@ ROBUSTNESS = [
 ]
 VOICE_ACTIVITY = ["silero-vad>=5.1"]
 MICROPHONE = ["sounddevice>=0.4"]
-WEB = ["gradio>=6", "jinja2>=3.1"]  # the page's test needs playwright and a Chromium, too: docs/web_page.md
+WEB = ["gradio>=6", "jinja2>=3.1"]
 DEMO = [*BEAM_SEARCH, "espeakng-loader>=0.2.4", "matplotlib>=3.8"]
 ABLATIONS = [*ROBUSTNESS, "espeakng-loader>=0.2.4", "pyyaml>=6", "filelock>=3.12"]
 WANDB = ["wandb>=0.16"]
