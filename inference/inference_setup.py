@@ -8,6 +8,7 @@ import copy
 import dataclasses
 import functools
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -354,8 +355,13 @@ def list_utterances(arguments: argparse.Namespace) -> tuple[list[Utterance], Cor
         corpus = None
         paths = arguments.audio_file or find_audio_files(arguments.audio_dir)
         longest = arguments.segment_seconds
-        utterances = [Utterance(str(path), None, functools.partial(read_or_defer, path, longest)) for path in paths]
+        utterances = [Utterance(_printable(path), None, functools.partial(read_or_defer, path, longest)) for path in paths]
     return utterances[: arguments.max_samples], corpus
+
+
+def _printable(path: Path) -> str:
+    """A path as text that can be written; bytes of its name that are not UTF-8 become escapes."""
+    return os.fsencode(path).decode(errors="backslashreplace")
 
 
 def corpus_utterances(corpus: Corpus) -> list[Utterance]:

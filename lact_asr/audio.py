@@ -208,7 +208,7 @@ def _open(path: Path | TarMember) -> soundfile.SoundFile:
     if not isinstance(path, TarMember) and not os.path.isfile(path):  # a pipe would be waited for, a device has no end
         raise InputError(_why_unreadable(path))
     try:
-        sound = _SequentialFile(io.BytesIO(path.read_bytes()) if isinstance(path, TarMember) else str(path))
+        sound = _SequentialFile(io.BytesIO(path.read_bytes()) if isinstance(path, TarMember) else _name(path))
     # TypeError: ".raw" has no header to give rate and channels
     except (soundfile.SoundFileError, OSError, TypeError, ValueError):
         raise InputError(_why_unreadable(path)) from None
@@ -220,6 +220,11 @@ def _open(path: Path | TarMember) -> soundfile.SoundFile:
         limits = f"{MIN_SAMPLE_RATE_HZ:,} to {MAX_SAMPLE_RATE_HZ:,} Hz"
         raise InputError(f"{path} claims a sample rate of {sound.samplerate:,} Hz: only {limits} can be read")
     return sound
+
+
+def _name(path: Path) -> str | bytes:
+    """As the system knows it: a name need not be UTF-8, which soundfile takes it for."""
+    return str(path) if os.name == "nt" else os.fsencode(path)
 
 
 def _why_unreadable(path: Path | TarMember) -> str:

@@ -83,7 +83,7 @@ class Corpus:
         for problem in self.problems:
             by_kind[problem.kind].append(problem)
         for kind, problems in sorted(by_kind.items(), key=lambda item: -len(item[1])):
-            names = ", ".join(problem.name for problem in problems[:max_names])
+            names = one_line(", ".join(problem.name for problem in problems[:max_names]))
             more = f" and {len(problems) - max_names:,} more" if len(problems) > max_names else ""
             lines.append(f"  {len(problems):,} × {kind}: {names}{more}")
         return "\n".join(lines)

@@ -2,6 +2,7 @@
 
 import os
 import struct
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -165,6 +166,18 @@ def test_a_headerless_raw_file_is_not_audio(tmp_path):
     (tmp_path / "a.raw").write_bytes(noise().tobytes())
     with pytest.raises(InputError, match=r"a\.raw is not audio"):
         read_audio(tmp_path / "a.raw")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems allow no such names")
+def test_a_file_whose_name_is_not_utf8_is_read(tmp_path):
+    soundfile.write(tmp_path / "a.wav", noise(), 16_000)
+    os.rename(tmp_path / "a.wav", os.fsencode(tmp_path) + b"/caf\xe9.wav")
+    (path,) = find_audio_files(tmp_path)
+    assert len(read_audio(path)) == 16_000
+    os.truncate(path, 1_000)
+    with pytest.raises(InputError, match=r"caf\\udce9\.wav is truncated") as caught:
+        read_audio(path)
+    str(caught.value).encode()
 
 
 def test_min_samples_counts_after_resampling(tmp_path):

@@ -117,7 +117,7 @@ def test_what_the_microphone_hears_is_transcribed(page):
     page.get_by_role("button", name="Record", exact=True).click()
     page.wait_for_timeout(2_000)
     page.get_by_role("button", name="Stop").click()
-    page.get_by_role("button", name="Play").wait_for()
+    page.get_by_role("button", name="Play", exact=True).wait_for()
     page.get_by_role("button", name="Transcribe").click()
     page.get_by_role("region", name="With test-time training").wait_for()
     seconds = float(page.locator(".legend").inner_text().split(" s of audio")[0])
