@@ -82,7 +82,7 @@ class BeamSearchDecoder:
             for word, start, end in hypothesis.words
         ]
         text = " ".join(word for word, _, _ in words)
-        blanks = float(frames[:, 0].sum() - frames[kept, 0].sum())
+        blanks = float(np.delete(frames[:, 0], kept).sum())
         timed_words = with_confidence(self.alphabet, frames, words)
         return Transcript(text, hypothesis.score + blanks, hypothesis.acoustic_score + blanks, timed_words)
 

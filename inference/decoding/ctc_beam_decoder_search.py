@@ -62,9 +62,14 @@ class CTCBeamDecoderSearch:
             hotword_weight=self._options.hot_word_weight,
         )
         if self._scorer is not None:
-            beams = [(*beam[:4], beam[3] + self._scorer.score_text([word for word, _ in beam[2]])) for beam in beams]
-            beams.sort(key=lambda beam: -beam[4])
+            beams = sorted((self._rescored(beam) for beam in beams), key=lambda beam: -beam[4])
         return [
             Hypothesis([(word, start, end) for word, (start, end) in words], acoustic_score, score)
             for _, _, words, acoustic_score, score in beams[: self._options.n_best]
         ]
+
+    def _rescored(self, beam: tuple) -> tuple:
+        text, state, words, acoustic_score, _ = beam
+        spoken = [word for word, _ in words]
+        hot = self._options.hot_word_weight * sum(word in self._options.hot_words for word in spoken)
+        return text, state, words, acoustic_score, acoustic_score + self._scorer.score_text(spoken) + hot

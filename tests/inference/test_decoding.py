@@ -192,6 +192,9 @@ def test_hot_words_are_heard_where_letters_compete(open_back_end, language_model
     ).decode(log_probs)
     assert "SEBRA" not in plain.text
     assert boosted.text == "THE SEBRA LOOKS AT MY HOUSE"
+    if with_language_model:
+        share = 0.5 * math.log(10) * model.model.score(boosted.text) + 6 * 1.5
+        assert boosted.score == pytest.approx(boosted.acoustic_score + share + 6.0, abs=1e-3)
 
 
 def test_flashlight_refuses_what_it_cannot_do():
@@ -229,6 +232,14 @@ def test_frames_of_silence_change_times_and_scores_but_no_search(back_end, langu
     assert [word.start_frame for word in long.words] == [2, 27, 53] != [word.start_frame for word in short.words]
     assert long.score == pytest.approx(short.score + 40 * silence, abs=0.01)
     assert long.acoustic_score == pytest.approx(short.acoustic_score + 40 * silence, abs=0.01)
+
+
+def test_a_blank_that_is_impossible_in_a_frame_keeps_scores_finite(back_end, language_model):
+    log_probs = spell("THE BIRD", 0.99)
+    log_probs[0, BLANK] = -math.inf
+    transcript = BeamSearchDecoder(VOCABULARY, BLANK, language_model, back_end=back_end).decode(log_probs)
+    assert transcript.text == "THE BIRD"
+    assert math.isfinite(transcript.score)
 
 
 def test_hot_words_of_other_characters_are_refused():
