@@ -38,14 +38,14 @@ def main(argv: list[str] | None = None) -> int:
     arguments = fill_in_defaults(arguments, checkpoint.model.config)
     recogniser = make_recogniser(arguments, checkpoint)
     cutting = Cutting(arguments.segment_seconds, arguments.pause_seconds, arguments.voice_activity)
-    recognise = PiecewiseRecogniser(recogniser.start, cutting, arguments.batch_size, recogniser.memory)
+    ahead = arguments.decoding_processes
+    recognise = PiecewiseRecogniser(recogniser.start, cutting, arguments.batch_size, ahead, recogniser.memory)
     with _results_writer(path, arguments) as writer, decoding_pool(arguments, checkpoint) as pool:
         if pool is not None:
             recogniser.decoder = pool
         results = evaluate(
-            utterances, recognise, writer, arguments.batch_size, in_order=recogniser.order_matters,
-            ahead=arguments.decoding_processes,
-        )  # fmt: skip
+            utterances, recognise, writer, arguments.batch_size, in_order=recogniser.order_matters, ahead=ahead
+        )
     if all(result.failed for result in results):
         raise InputError(
             results[0].message if len(results) == 1 else f"None of the {len(results)} recordings could be transcribed."

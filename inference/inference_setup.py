@@ -355,7 +355,9 @@ def list_utterances(arguments: argparse.Namespace) -> tuple[list[Utterance], Cor
         corpus = None
         paths = arguments.audio_file or find_audio_files(arguments.audio_dir)
         longest = arguments.segment_seconds
-        utterances = [Utterance(_printable(path), None, functools.partial(read_or_defer, path, longest)) for path in paths]
+        utterances = [
+            Utterance(_printable(path), None, functools.partial(read_or_defer, path, longest)) for path in paths
+        ]
     return utterances[: arguments.max_samples], corpus
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import sys
-from collections.abc import Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from tqdm import tqdm
 
 from lact_asr.audio import SAMPLE_RATE_HZ, audio_blocks, audio_duration_seconds, read_audio
 from lact_asr.errors import InputError
-from lact_asr.inference.evaluation import Hypotheses, Recognise
+from lact_asr.inference.evaluation import Answer, Hypotheses, Recognise
 from lact_asr.inference.fast_weight_memory import FastWeightMemory
 from lact_asr.inference.silence_cutting import Piece, cut_at_silence
 from lact_asr.inference.voice_activity import make_voice_activity
@@ -67,19 +68,25 @@ class PiecewiseRecogniser:
         recognise: transcribes recordings of ordinary length.
         cutting: how long ones are cut.
         batch_size: pieces that are recognised at once.
+        ahead: see `evaluate`; batches of pieces.
         memory: of ``recognise``, for fast weights that are carried from piece to piece.
     """
 
     def __init__(
-        self, recognise: Recognise, cutting: Cutting, batch_size: int = 1, memory: FastWeightMemory | None = None
+        self,
+        recognise: Recognise,
+        cutting: Cutting,
+        batch_size: int = 1,
+        ahead: int = 0,
+        memory: FastWeightMemory | None = None,
     ) -> None:
-        self.recognise, self.cutting, self.batch_size = recognise, cutting, batch_size
+        self.recognise, self.cutting, self.batch_size, self.ahead = recognise, cutting, batch_size, ahead
         self.carrying = contextlib.nullcontext if memory is None else memory.over_a_recording
 
     def __call__(
         self, recordings: Sequence[np.ndarray | LongRecording], speakers: Sequence[str | None] | None = None
-    ) -> list[Hypotheses | InputError]:
-        """See `lact_asr.inference.recogniser.Recogniser`."""
+    ) -> list[Answer | Callable[[], Answer]]:
+        """See `lact_asr.inference.recogniser.Recogniser`; a long recording has no alternatives."""
         speakers = speakers or [None] * len(recordings)
         answers = []
         pairs = zip(recordings, speakers, strict=True)
@@ -92,15 +99,13 @@ class PiecewiseRecogniser:
                 answers += self.recognise(*zip(*group, strict=True))
         return answers
 
-    def _transcribe(self, recording: LongRecording, speaker: str | None) -> Hypotheses | InputError:
+    def _transcribe(self, recording: LongRecording, speaker: str | None) -> Answer:
         answers, end_seconds, forced_cuts = [], 0.0, []
         try:
-            for batch in _batches(self._with_progress(recording), self.batch_size):
-                started = self.recognise([piece.samples for piece in batch], [speaker] * len(batch))
-                found = [answer() if callable(answer) else answer for answer in started]
-                answers += [_from_start(answer, piece) for piece, answer in zip(batch, found, strict=True)]
-                forced_cuts += [_clock(piece.end_seconds) for piece in batch if piece.ends_in_speech]
-                end_seconds = batch[-1].end_seconds
+            for piece, answer in self._recognised(recording, speaker):
+                answers.append(_from_start(answer, piece))
+                end_seconds = piece.end_seconds
+                forced_cuts += [_clock(end_seconds)] if piece.ends_in_speech else []
         except InputError as error:  # some damage only shows in decoding: what comes before it may be an hour's work
             if not answers:
                 return error
@@ -111,6 +116,17 @@ class PiecewiseRecogniser:
                 f"at {', '.join(forced_cuts)}"
             )
         return _joined(answers)
+
+    def _recognised(self, recording: LongRecording, speaker: str | None) -> Iterator[tuple[Piece, Answer]]:
+        """The pieces and their answers; `ahead` batches are recognised before the first one's answers are asked for."""
+        started = deque()
+        for batch in _batches(self._with_progress(recording), self.batch_size):
+            answers = self.recognise([piece.samples for piece in batch], [speaker] * len(batch))
+            started.append(list(zip(batch, answers, strict=True)))
+            if len(started) > self.ahead:
+                yield from _finished(started.popleft())
+        for pairs in started:
+            yield from _finished(pairs)
 
     def _with_progress(self, recording: LongRecording) -> Iterator[Piece]:
         with tqdm(
@@ -126,11 +142,15 @@ def _batches(pieces: Iterator[Piece], size: int) -> Iterator[list[Piece]]:
         yield batch
 
 
-def _from_start(answer: Hypotheses | InputError, piece: Piece) -> Hypotheses | InputError:
+def _finished(pairs: Sequence[tuple[Piece, Answer | Callable[[], Answer]]]) -> Iterator[tuple[Piece, Answer]]:
+    for piece, answer in pairs:
+        yield piece, answer() if callable(answer) else answer
+
+
+def _from_start(answer: Answer, piece: Piece) -> Answer:
     """A piece's answer with times from the start of the recording."""
-    place = f"at {_clock(piece.start_seconds)}"
     if isinstance(answer, InputError):
-        return InputError(f"{place}: {answer}")
+        return InputError(f"at {_clock(piece.start_seconds)}: {answer}")
     words = tuple(
         replace(
             word,
@@ -139,19 +159,19 @@ def _from_start(answer: Hypotheses | InputError, piece: Piece) -> Hypotheses | I
         )
         for word in answer.words
     )
-    refusal = None if answer.ttt_refusal is None else f"{place}: {answer.ttt_refusal}"
-    return replace(answer, ttt_refusal=refusal, words=words)
+    return replace(answer, words=words)
 
 
-def _joined(answers: Sequence[Hypotheses | InputError]) -> Hypotheses | InputError:
+def _joined(answers: Sequence[Answer]) -> Answer:
     """One answer for a recording from those for its pieces."""
     if failed := [answer for answer in answers if isinstance(answer, InputError)]:
         return failed[0]
     with_ttt = answers[0].text_without_ttt is not None
+    refusals = Counter(answer.ttt_refusal for answer in answers if answer.ttt_refusal)
     return Hypotheses(
         " ".join(filter(None, (answer.text for answer in answers))),
         " ".join(filter(None, (answer.text_without_ttt for answer in answers))) if with_ttt else None,
-        "; ".join(filter(None, (answer.ttt_refusal for answer in answers))) or None,
+        "; ".join(f"{count} of {len(answers)} pieces: {reason}" for reason, count in refusals.items()) or None,
         tuple(word for answer in answers for word in answer.words),
     )
 

@@ -21,7 +21,7 @@ from lact_asr.modeling_hybrid_asr import HybridASRForCTC, LaCTBlock
 from lact_asr.sample_rate import SAMPLE_RATE_HZ
 
 DEFAULT_CHUNK_SECONDS = 2.0
-HORIZON_SECONDS = 30.0
+HORIZON_SECONDS = 8.0
 
 
 def streaming_chunk(model: HybridASRForCTC) -> int:

@@ -88,6 +88,20 @@ def test_words_are_neither_lost_nor_doubled_at_the_cuts(tmp_path, capsys, batch_
     assert "no silence within 8 s, so it was cut where it is quietest, at 0:0" in message
 
 
+def test_pieces_that_ttt_left_alone_are_counted(tmp_path):
+    write_conversation(tmp_path / "long.flac")
+    recording = read_or_defer(tmp_path / "long.flac", longest_seconds=8.0)
+    reasons = iter(["too short", None, "too short", "silent"])
+
+    def adapt(recordings, speakers):
+        return [Hypotheses("AFTER", "BEFORE", next(reasons, None)) for _ in recordings]
+
+    pieces = sum(1 for _ in Cutting(8.0).pieces(recording))
+    (answer,) = PiecewiseRecogniser(adapt, Cutting(8.0))([recording])
+    assert answer.ttt_refusal == f"2 of {pieces} pieces: too short; 1 of {pieces} pieces: silent"
+    assert (answer.text, answer.text_without_ttt) == (" ".join(["AFTER"] * pieces), " ".join(["BEFORE"] * pieces))
+
+
 def test_short_recordings_are_read_at_once(tmp_path):
     soundfile.write(tmp_path / "a.wav", spoken("ABC"), RATE)
     assert isinstance(read_or_defer(tmp_path / "a.wav", 30.0), np.ndarray)
