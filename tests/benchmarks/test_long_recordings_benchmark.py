@@ -8,7 +8,7 @@ from benchmarks.long_recordings import Cost, main, table
 
 
 def test_every_system_is_measured(tmp_path, capsys):
-    config = {"conv_dim": [8] * 7, "num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 24, "num_attn_heads": 2,
+    config = {"conv_dim": [8] * 7, "num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 96, "num_attn_heads": 2,
               "num_lact_heads": 2, "lact_fw_hidden_dim": 12, "encoder_target_ds_factor": 8}  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps(config))
     flags = ["--config_path", str(tmp_path / "config.json"), "--output_dir", str(tmp_path / "out")]
