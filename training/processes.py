@@ -32,12 +32,13 @@ def mean_over_processes(accelerator: Accelerator, values: dict[str, float]) -> d
 
 
 def start_from_the_main_process(model: nn.Module, accelerator: Accelerator) -> None:
-    """Give every process the main one's weights: what each does before (random weights, warm start) depends on its own seed.
+    """Move the model to its device, and give every process the main one's weights.
 
-    DistributedDataParallel does so itself; FSDP2 would put a model together from parts of different ones.
+    What each does before (random weights, warm start) depends on its own seed. FSDP2 would put a model together from parts of
+    different ones.
     """
-    if accelerator.is_fsdp2:
-        model.to(accelerator.device)
+    model.to(accelerator.device)
+    if accelerator.num_processes > 1:
         for tensor in model.state_dict().values():
             torch.distributed.broadcast(tensor, src=0)
 

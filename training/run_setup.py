@@ -116,8 +116,9 @@ def make_trainer(arguments: argparse.Namespace, accelerator: Accelerator, resume
     _report_batches(arguments, accelerator, training_corpus, training_batches)
     if not resume_from:
         _warm_start(arguments, accelerator, model, training_batches)
-        if model.ttt_rates is not None and config.ttt_optimizer == "sgd":
-            calibrate_rates(model.to(accelerator.device), training_batches, accelerator)
+    start_from_the_main_process(model, accelerator)
+    if model.ttt_rates is not None and config.ttt_optimizer == "sgd" and not resume_from:
+        calibrate_rates(model, training_batches, accelerator)
     _prepare_layers(arguments, accelerator, model)
     trainer = Trainer(arguments, accelerator, model, processor, training_batches, validation_batches)
     if resume_from:
@@ -158,16 +159,14 @@ def _check_combinations(arguments: argparse.Namespace, accelerator: Accelerator,
 
 
 def _prepare_layers(arguments: argparse.Namespace, accelerator: Accelerator, model: HybridASRForCTC) -> None:
-    """Checkpointing, compilation, and equal weights to shard: the last things before the trainer wraps the model."""
+    """Checkpointing, compilation, and no LayerDrop where it cannot be: the last things before the trainer wraps the model."""
     if arguments.gradient_checkpointing:
         checkpoint_activations(model)
     if arguments.compile:
         compile_in_place([model.front_end, *model.blocks])
-    if accelerator.is_fsdp2:
-        start_from_the_main_process(model, accelerator)
-        if model.config.layerdrop > 0:
-            accelerator.print("LayerDrop is off: with FSDP every process must take part in every block.")
-            model.config.layerdrop = 0.0
+    if accelerator.is_fsdp2 and model.config.layerdrop > 0:
+        accelerator.print("LayerDrop is off: with FSDP every process must take part in every block.")
+        model.config.layerdrop = 0.0
 
 
 def _report_batches(arguments: argparse.Namespace, accelerator: Accelerator, corpus: Corpus, batches) -> None:

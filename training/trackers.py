@@ -65,7 +65,7 @@ class WeightsAndBiases:
         folder = output_dir.resolve()
         try:
             self._run = wandb.init(
-                project="lact-asr", name=folder.name, group=str(folder), dir=str(folder), config=description
+                project="lact-asr", name=folder.name, group=folder.name, dir=str(folder), config=description
             )
         except wandb.Error as error:
             raise InputError(
@@ -102,6 +102,6 @@ def start_trackers(names: Iterable[str], output_dir: Path, description: dict, fi
         names: keys of `TRACKERS`.
         output_dir: the run's folder.
         description: content of ``run.json``.
-        first_step: what was written there for this step and later ones comes again.
+        first_step: of the numbers to come; what is there of this step and later ones is from a process that was killed.
     """
     return [TRACKERS[name](output_dir, description, first_step) for name in names]

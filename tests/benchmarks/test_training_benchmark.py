@@ -115,7 +115,7 @@ def test_kernels_keep_their_inputs_alone_and_bfloat16_halves_them():
     plain, kernels, halved = (
         ModelCounts(one_block, *how).saved_bytes(32_000) for how in ((), (True,), (True, torch.bfloat16))
     )
-    assert kernels < 0.7 * plain
+    assert kernels < 0.85 * plain
     assert 0.5 * kernels < halved < 0.8 * kernels
 
 

@@ -72,6 +72,7 @@ def test_sigterm_saves_within_seconds_while_workers_read(start_training, tmp_pat
     assert checkpoint == checkpoint_path(tmp_path / "run", json.loads(log.read_text().splitlines()[-1])["step"])
 
 
+@pytest.mark.slow
 def test_two_processes_killed_are_bit_for_bit_never_killed(
     start_in_two_processes, train_in_two_processes, write_config, corpus_dir, tmp_path
 ):
