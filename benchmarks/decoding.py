@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import multiprocessing
-import resource
 import statistics
 import sys
 import tempfile
@@ -33,11 +32,13 @@ from lact_asr.inference.evaluation import markdown_table
 from lact_asr.inference.inference_setup import corpus_utterances, find_language_model, spread_evenly
 from lact_asr.inference.language_model import load_language_model
 from lact_asr.inference.recogniser import Recogniser
+from lact_asr.inference.robustness.peak_memory import PeakMemory, memory_in_use, release_freed_memory
 from lact_asr.json_files import write_json, write_text
 from lact_asr.metrics import corpus_word_errors
 from lact_asr.sample_rate import SAMPLE_RATE_HZ
 
 PLAIN = "pyctcdecode as it comes"
+_CPU = torch.device("cpu")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,18 +80,22 @@ def _run(name: str, task: Task) -> dict[str, object]:
     """In a process of its own: transcripts, CPU seconds (the median of repeats) and the memory that decoder and decoding add."""
     torch.set_num_threads(1)
     emissions = torch.load(task.emissions)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    release_freed_memory()
+    before = memory_in_use(_CPU)
     try:
-        decode = _decoder(name, task)
+        with PeakMemory(_CPU) as memory:
+            decode = _decoder(name, task)
+            texts = [decode(frames) for frames in emissions]
     except InputError as error:
         return {"error": str(error)}
     seconds = []
     for _ in range(task.repeats):
         start = time.process_time()
-        texts = [decode(frames) for frames in emissions]
+        for frames in emissions:
+            decode(frames)
         seconds.append(time.process_time() - start)
-    added = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    return {"texts": texts, "cpu_seconds": statistics.median(seconds), "memory_mib": added / 1024}
+    added = (memory.peak - before) / 2**20
+    return {"texts": texts, "cpu_seconds": statistics.median(seconds), "memory_mib": added}
 
 
 def _emissions(recogniser: Recogniser, utterances: list, rate: float, wanted_rate: float) -> tuple[list, float, float]:
@@ -122,7 +127,7 @@ def _measure(arguments: argparse.Namespace, subset: str, checkpoint, options: di
         torch.save(emissions, path)
         vocabulary, blank_id = checkpoint.processor.vocabulary, checkpoint.model.config.ctc_blank_id
         task = Task(path, vocabulary, blank_id, arguments.lm_path, options, arguments.repeats)
-        for name in tqdm((PLAIN, *DECODERS, "greedy"), subset, unit="decoder"):
+        for name in tqdm((PLAIN, *arguments.decoders), subset, unit="decoder"):
             with multiprocessing.get_context("spawn").Pool(1) as pool:
                 result = pool.apply(_run, (name, task))
             if "error" not in result:
@@ -176,10 +181,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--lm_weight", type=float, default=0.5)
     parser.add_argument("--word_score", type=float, default=1.5)
     parser.add_argument("--beam_size", type=int, default=50)
+    everything = (*DECODERS, "greedy")
+    parser.add_argument(
+        "--decoders", nargs="+", choices=everything, default=everything, help="beside plain pyctcdecode"
+    )
     parser.add_argument("--frames_per_second", type=float, default=80.0, help="0 for the model's own (default: 80)")
     parser.add_argument("--max_samples", type=int, default=200, help="utterances (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--output_dir", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--output_dir", type=Path, default=Path("benchmarks/results/decoding"))
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
     language_model = find_language_model(arguments.lm_path, arguments.checkpoint)
@@ -191,7 +200,7 @@ def main(argv: list[str] | None = None) -> int:
     measured = [_measure(arguments, subset, checkpoint, options) for subset in arguments.subset]
     tables = "\n".join(map(_table, measured))
     print(tables)
-    content = {"environment": environment(torch.device("cpu")), "options": options, "measured": measured}
+    content = {"environment": environment(_CPU), "options": options, "measured": measured}
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
     write_json(arguments.output_dir / "decoding.json", content)
     write_text(arguments.output_dir / "decoding.md", tables)
