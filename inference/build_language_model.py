@@ -14,9 +14,13 @@ import argparse
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lact_asr.command_line import program_name
 from lact_asr.errors import InputError, exit_on_input_error
+
+if TYPE_CHECKING:
+    from lact_asr.inference.language_model import LanguageModelFit
 
 
 @exit_on_input_error
@@ -44,12 +48,16 @@ def main(argv: list[str] | None = None) -> int:
     )
     for name, sample in (("training text", texts), ("held-out text", held_out)):
         if sample:
-            fit = model.measure(sample)
-            print(
-                f"{name}: {fit.words:,} words, perplexity {fit.perplexity:.1f}, "
-                f"unknown words {fit.unknown_words:,} ({fit.unknown_rate:.1%})"
-            )
+            print(describe_fit(name, model.measure(sample)))
     return 0
+
+
+def describe_fit(name: str, fit: LanguageModelFit) -> str:
+    """One line on how well a model fits a text."""
+    return (
+        f"{name}: {fit.words:,} words, perplexity {fit.perplexity:.1f}, "
+        f"unknown words {fit.unknown_words:,} ({fit.unknown_rate:.1%})"
+    )
 
 
 def _vocabulary(arguments: argparse.Namespace, texts: list[str]) -> frozenset[str] | None:

@@ -36,6 +36,7 @@ COMMANDS = {
     ),
     "lm build": Command("lact_asr.inference.build_language_model", "train a word n-gram model from transcripts"),
     "lm tune": Command("lact_asr.inference.tune_language_model", "choose a language model's weight on labelled data"),
+    "lm measure": Command("lact_asr.inference.measure_language_model", "perplexity of a language model on transcripts"),
     "data download": Command("lact_asr.data.download", "fetch subsets of LibriSpeech"),
     "data check": Command("lact_asr.data.check_corpus", "look for what is wrong with a corpus"),
     "data generate": Command("lact_asr.data.generated_speech", "make a small corpus of synthetic voices"),
