@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from dataclasses import replace
 
 from lact_asr.command_line import program_name
 from lact_asr.errors import InputError, exit_on_input_error
@@ -31,11 +32,12 @@ def main(argv: list[str] | None = None) -> int:
         raise InputError(f'The page needs {error.name}: pip install "lact-asr[web]".') from None
     from lact_asr.checkpoint import load_checkpoint
     from lact_asr.inference.inference_setup import describe_recogniser, fill_in_defaults, make_recogniser
+    from lact_asr.inference.recogniser import Recogniser
 
     checkpoint = load_checkpoint(inference.checkpoint)
     filled = fill_in_defaults(inference, checkpoint.model.config)
     adapted = make_recogniser(filled, checkpoint)
-    plain = make_recogniser(argparse.Namespace(**{**vars(filled), "use_ttt": False}), checkpoint)
+    plain = Recogniser(replace(checkpoint, model=adapted.model), adapted.decoder, device=adapted.device)
     page = make_page(plain, adapted, describe_recogniser(filled), arguments.max_seconds)
     try:
         page.launch(

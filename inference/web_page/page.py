@@ -7,6 +7,7 @@ from importlib import resources
 from pathlib import Path
 
 import gradio
+import numpy as np
 
 from lact_asr.audio import audio_duration_seconds, read_audio
 from lact_asr.errors import InputError
@@ -51,7 +52,7 @@ def make_page(plain: Recogniser, adapted: Recogniser, settings: str, max_seconds
     return page
 
 
-def _read(path: str | None, max_seconds: float) -> object:
+def _read(path: str | None, max_seconds: float) -> np.ndarray:
     """The samples of an upload; sentences name it as its sender does, not by where it lies."""
     if path is None:
         raise InputError("Upload or record something first.")
