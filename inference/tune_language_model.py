@@ -7,37 +7,44 @@ import functools
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from tqdm import tqdm
 
-from lact_asr.checkpoint import load_checkpoint
 from lact_asr.command_line import program_name
-from lact_asr.data.corpora import load_corpus
 from lact_asr.data.corpus_listings import DATASET_TYPES
 from lact_asr.errors import InputError, exit_on_input_error
 from lact_asr.inference.decoder_names import DECODERS
-from lact_asr.inference.decoding import Decoder, TuningRow, make_decoder, tune_language_model_weights
-from lact_asr.inference.decoding.weight_heat_map import plot_word_error_rates
-from lact_asr.inference.evaluation import Utterance
-from lact_asr.inference.inference_setup import (
-    LANGUAGE_MODEL_NAME,
-    TUNED_WEIGHTS_NAME,
-    checkpoint_folder,
-    choose_device,
-    corpus_utterances,
-    find_language_model,
-    spread_evenly,
-)
-from lact_asr.inference.language_model import LanguageModel
-from lact_asr.inference.recogniser import Recogniser
 from lact_asr.json_files import write_json
+
+if TYPE_CHECKING:
+    import torch
+
+    from lact_asr.inference.decoding import Decoder, TuningRow
+    from lact_asr.inference.evaluation import Utterance
+    from lact_asr.inference.language_model import LanguageModel
+    from lact_asr.inference.recogniser import Recogniser
 
 
 @exit_on_input_error
 def main(argv: list[str] | None = None) -> int:
     """Search a grid on log-probabilities computed once; the best pair is written beside the checkpoint."""
     arguments = _parse(argv)
+    # Imported after parsing: --help and mistyped flags answer at once.
+    from lact_asr.checkpoint import load_checkpoint
+    from lact_asr.data.corpora import load_corpus
+    from lact_asr.inference.decoding import tune_language_model_weights
+    from lact_asr.inference.inference_setup import (
+        LANGUAGE_MODEL_NAME,
+        TUNED_WEIGHTS_NAME,
+        checkpoint_folder,
+        choose_device,
+        corpus_utterances,
+        find_language_model,
+        spread_evenly,
+    )
+    from lact_asr.inference.recogniser import Recogniser
+
     checkpoint = load_checkpoint(arguments.checkpoint)
     language_model = find_language_model(arguments.lm_path, arguments.checkpoint)
     if language_model is None:
@@ -76,12 +83,16 @@ def _decoder(
     vocabulary: dict[str, int], blank_id: int, language_model: LanguageModel, options: dict[str, object],
     lm_weight: float, word_score: float,
 ) -> Decoder:  # fmt: skip
+    from lact_asr.inference.decoding import make_decoder
+
     return make_decoder(
         vocabulary, blank_id, language_model=language_model, lm_weight=lm_weight, word_score=word_score, **options
     )
 
 
 def _plot(rows: list[TuningRow], path: Path) -> None:
+    from lact_asr.inference.decoding.weight_heat_map import plot_word_error_rates
+
     try:
         plot_word_error_rates(rows, path)
     except ImportError:
