@@ -4,7 +4,8 @@
 
 Random weights serve: nothing here depends on what is recognised. Every measurement has a process of its own, on one thread;
 seconds are CPU seconds, which other work on the machine does not change, and memory is what the process took at its peak above what
-it had before. A system is not tried on longer recordings once one did not fit into --max_gib or --max_seconds.
+it had before. A system is not tried on longer recordings once one did not fit into --max_gib, or where the next would take more
+than --max_seconds, with attention to the whole recording growing as its square.
 """
 
 from __future__ import annotations
@@ -59,15 +60,14 @@ def main(argv: list[str] | None = None) -> int:
     options.output_dir.mkdir(parents=True, exist_ok=True)
     costs = []
     systems = make_systems(options.config_path)
-    longest = dict(zip(systems, (max(options.minutes),) * 3 + (options.chunked_minutes,), strict=True))
     for name, transcribe in systems.items():
-        for minutes in sorted(minutes for minutes in options.minutes if minutes <= longest[name]):
+        for minutes in sorted(options.minutes):
+            shorter = [cost for cost in costs if cost.system == name]
+            if shorter and not is_worth_trying(shorter[-1], minutes, options.max_seconds):
+                break
             path = write_recording(options.output_dir / f"{minutes:g}min.wav", minutes)
             costs.append(in_own_process(name, transcribe, path, minutes, options.max_gib))
             print(costs[-1], file=sys.stderr, flush=True)
-            seconds = costs[-1].seconds_a_second
-            if seconds is None or seconds * minutes * 60 > options.max_seconds:
-                break
     report = table(costs)
     print(report)
     (options.output_dir / "table.md").write_text(report + "\n", encoding="utf-8")
@@ -81,6 +81,14 @@ def main(argv: list[str] | None = None) -> int:
     for minutes in options.minutes:
         (options.output_dir / f"{minutes:g}min.wav").unlink(missing_ok=True)
     return 0
+
+
+def is_worth_trying(last: Cost, minutes: float, max_seconds: float) -> bool:
+    """Whether a system that was measured on a shorter recording can be expected to take no more than so many CPU seconds."""
+    if last.seconds_a_second is None:
+        return False
+    growth = (minutes / last.minutes) ** (2 if "whole" in last.system else 1)
+    return 60 * last.minutes * last.seconds_a_second * growth <= max_seconds
 
 
 def make_systems(config_path: str) -> dict[str, Transcribe]:
@@ -211,7 +219,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         "--max_seconds",
         type=float,
         default=300,
-        help="CPU time after which nothing longer is tried (default: %(default)s)",
+        help="CPU time that a measurement may be expected to take (default: %(default)s)",
     )
     return parser.parse_args(argv)
 

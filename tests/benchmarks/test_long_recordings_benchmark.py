@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 
-from benchmarks.long_recordings import Cost, main, table
+from benchmarks.long_recordings import Cost, is_worth_trying, main, table
 
 
 def test_every_system_is_measured(tmp_path, capsys):
-    config = {"conv_dim": [8] * 7, "num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 96, "num_attn_heads": 2,
+    config = {"conv_dim": [8] * 7, "num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 64, "num_attn_heads": 2,
               "num_lact_heads": 2, "lact_fw_hidden_dim": 12, "encoder_target_ds_factor": 8}  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps(config))
     flags = ["--config_path", str(tmp_path / "config.json"), "--output_dir", str(tmp_path / "out")]
@@ -33,3 +33,10 @@ def test_what_did_not_fit_is_in_the_table():
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table(costs).splitlines()]
     assert rows[0] == ["minutes", "a", "b"]
     assert rows[2:] == [["1", "0.0100 s, 1 MiB", "0.0200 s, 2 MiB"], ["5", "does not fit into 4 GiB", "–"]]
+
+
+def test_what_would_take_too_long_is_not_tried():
+    whole, pieces = (Cost(name, 10, seconds_a_second=0.01) for name in ("hybrid, whole", "hybrid, cut at silence"))
+    assert [is_worth_trying(whole, 20, seconds) for seconds in (23, 25)] == [False, True]
+    assert [is_worth_trying(pieces, 20, seconds) for seconds in (11, 13)] == [False, True]
+    assert not is_worth_trying(Cost("hybrid, whole", 10, reason="does not fit"), 20, 1e9)
