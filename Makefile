@@ -20,6 +20,7 @@ $(INSTALLED): setup.py constraints.txt
 	$(RUN) -m pip install --quiet --upgrade pip
 	$(RUN) -m pip install --quiet -c constraints.txt torch
 	$(RUN) -m pip install --quiet -c constraints.txt -e ".[dev]"
+	$(RUN) -m pip install --quiet -c constraints.txt --only-binary :all: flashlight-text ctc-beam-decoder || echo "Tests of these decoders will be skipped."
 	@touch $(INSTALLED)
 
 demo: $(INSTALLED) ## make a corpus, train on it, adapt and transcribe; prints a table, writes a plot

@@ -47,7 +47,7 @@ RUNTIME = [
     "cmaes>=0.11",  # the TTT optimizer cma_es
 ]
 BEAM_SEARCH = ["pyctcdecode>=0.5", "kenlm>=0.3.0", "kaldingram>=0.1.2", "numpy<2"]
-DECODERS = ["flashlight-text>=0.0.7", "ctc-beam-decoder>=0.2"]
+DECODERS = ["flashlight-text>=0.0.7", "ctc-beam-decoder>=0.2"]  # compiled, not for every system
 # PyTorch's CUDA wheels bring the Triton that they were built with; beside a CPU wheel it serves the kernels' tests.
 TRITON = ["triton>=3.4; platform_system == 'Linux'"]
 ROBUSTNESS = [
@@ -64,7 +64,7 @@ WEB = ["gradio>=6", "jinja2>=3.1"]
 DEMO = [*BEAM_SEARCH, "espeakng-loader>=0.2.4", "matplotlib>=3.8"]
 ABLATIONS = [*ROBUSTNESS, "espeakng-loader>=0.2.4", "pyyaml>=6", "filelock>=3.12"]
 WANDB = ["wandb>=0.16"]
-DEV = [*DEMO, *DECODERS, *ABLATIONS, *TRITON, "pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "ruff>=0.6"]
+DEV = [*DEMO, *ABLATIONS, *TRITON, "pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "ruff>=0.6"]
 
 setup(
     name="lact-asr",
