@@ -12,6 +12,7 @@ import sys
 
 from accelerate import Accelerator
 
+from benchmarks.training_systems import number_of_parameters
 from benchmarks.wav2vec2_peer import Wav2Vec2Peer
 from lact_asr.checkpoint import BEST_MODEL, LoadedCheckpoint, load_torch_file
 from lact_asr.data.corpora import load_corpus
@@ -69,7 +70,7 @@ def make_peer_trainer(arguments: argparse.Namespace, accelerator: Accelerator) -
     trainer = Trainer(arguments, accelerator, model, processor, batches, validation_batches)
     if resume_from:
         trainer.resume(resume_from)
-    write_json(arguments.output_dir / "run.json", describe_run(vars(arguments), {"total": model.num_parameters}))
+    write_json(arguments.output_dir / "run.json", describe_run(vars(arguments), {"total": number_of_parameters(model)}))
     build_ngram(corpus.texts, arguments.output_dir / LANGUAGE_MODEL_NAME, arguments.lm_order)
     trainer.log = RunLog(arguments.output_dir, resumed=trainer.progress if resume_from else None)
     return trainer

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Wav2Vec2ForCTC
 
-from benchmarks.training_systems import number_of_parameters, peer_config
+from benchmarks.training_systems import peer_config
 from lact_asr import HybridASRConfig, HybridASRForCTC
 from lact_asr.modeling_hybrid_asr import HybridASROutput
 
@@ -57,11 +57,6 @@ class Wav2Vec2Peer(nn.Module):
         self.front_end = PeerFrontEnd(wav2vec2, config)
         self.ctc_head = wav2vec2.lm_head
         self.wav2vec2 = wav2vec2
-
-    @property
-    def num_parameters(self) -> int:
-        """In all."""
-        return number_of_parameters(self)
 
     def frame_lengths(self, sample_lengths: Tensor) -> Tensor:
         """[B] samples -> [B] frames."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lact_asr.errors import InputError
+from lact_asr.json_files import replacing
 
 STATISTICS_NAME = "feature_statistics.safetensors"
 
@@ -81,14 +81,11 @@ def save_statistics(statistics: FeatureStatistics, path: Path) -> None:
     Raises:
         InputError: the file cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        save_file({name: tensor.contiguous() for name, tensor in vars(statistics).items()}, temporary)
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            save_file({name: tensor.contiguous() for name, tensor in vars(statistics).items()}, temporary)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path} cannot be written: {error}.") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load_statistics(folder: Path, model: nn.Module, device: torch.device | str = "cpu") -> FeatureStatistics:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from pathlib import Path
 
+from lact_asr.json_files import replacing
 from lact_asr.training.run_log import LOG_NAME
 
 CURVES_NAME = "training_curves.png"
@@ -57,6 +57,5 @@ def _draw(output_dir: Path) -> None:
         if axes.lines:
             axes.legend(fontsize=8)
     axes.set_xlabel("optimiser step")
-    temporary = output_dir / f".{CURVES_NAME}.{os.getpid()}.tmp"
-    figure.savefig(temporary, format="png", dpi=100)
-    os.replace(temporary, output_dir / CURVES_NAME)
+    with replacing(output_dir / CURVES_NAME) as temporary:
+        figure.savefig(temporary, format="png", dpi=100)

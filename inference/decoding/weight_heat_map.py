@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from lact_asr.inference.decoding.weight_tuning import TuningRow
+from lact_asr.json_files import replacing
 
 
 def plot_word_error_rates(rows: Sequence[TuningRow], path: Path) -> None:
@@ -35,9 +35,5 @@ def plot_word_error_rates(rows: Sequence[TuningRow], path: Path) -> None:
     axes.set_xticks(range(len(scores)), [f"{score:g}" for score in scores])
     axes.set_yticks(range(len(weights)), [f"{weight:g}" for weight in weights])
     axes.set(xlabel="word score", ylabel="language model's weight", title="WER in %")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=150)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

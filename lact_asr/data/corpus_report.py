@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import numpy as np
 
 from lact_asr.data.corpus_checks import CheckedSubset
 from lact_asr.errors import InputError
-from lact_asr.json_files import write_json
+from lact_asr.json_files import replacing, write_json
 from lact_asr.text import normalise_text, unspellable_characters
 
 QUANTILES = (0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99)
@@ -97,10 +96,6 @@ def _plot_durations(checked: list[CheckedSubset], path: Path) -> bool:
         )
     axes.set(xlabel="seconds", ylabel=f"utterances in {_BIN_SECONDS:g} s", xlim=(0, None))
     axes.legend()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=150)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return True
