@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from ablations.grid import Grid
 from ablations.plan import Plan, Step
 from ablations.runner import is_finished
-from lact_asr.inference.evaluation import read_results
+from lact_asr.inference.results.results_file import read_results
 from lact_asr.inference.robustness.arguments import file_name
 from lact_asr.inference.robustness.groups import EVERYBODY
 from lact_asr.inference.robustness.summary import AVERAGE, summary_rows

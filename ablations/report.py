@@ -12,7 +12,7 @@ from ablations.plan import Plan
 from ablations.plots import plot
 from ablations.runner import facts, is_finished
 from ablations.tables import csv_text, markdown
-from lact_asr.json_files import write_text
+from lact_asr.atomic_files import write_text
 
 
 def script(plan: Plan) -> str:

@@ -16,8 +16,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from tqdm import tqdm
 
 from ablations.plan import ROOT, Step
+from lact_asr.atomic_files import write_json
 from lact_asr.checkout import git_commit
-from lact_asr.json_files import write_json
 
 LOG, FINISHED = "log.txt", "finished.json"
 

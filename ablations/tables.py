@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from ablations.grid import Cell, Grid
 from ablations.measurements import ALL, Row, over_seeds
-from lact_asr.inference.evaluation import markdown_table
+from lact_asr.inference.results.summary import markdown_table
 
 _ONE_SEED = "Brackets: 95 % bootstrap intervals over utterances, paired for differences."
 _SEVERAL_SEEDS = "Medians of {} seeds; brackets: the lowest and highest of them."

@@ -24,15 +24,15 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.timing import environment
+from lact_asr.atomic_files import write_json
 from lact_asr.checkpoint import load_checkpoint
 from lact_asr.data.corpora import load_corpus
 from lact_asr.errors import InputError, exit_on_input_error
 from lact_asr.inference.decoding import make_decoder
-from lact_asr.inference.evaluation import markdown_table
 from lact_asr.inference.inference_setup import corpus_utterances
 from lact_asr.inference.recogniser import Recogniser
-from lact_asr.inference.ttt_settings import TTTSettings
-from lact_asr.json_files import write_json
+from lact_asr.inference.results.summary import markdown_table
+from lact_asr.inference.ttt.settings import TTTSettings
 from lact_asr.sample_rate import SAMPLE_RATE_HZ
 
 PLAIN = "plain"

@@ -18,17 +18,18 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from lact_asr.atomic_files import write_json
 from lact_asr.checkpoint import load_checkpoint
 from lact_asr.data.corpora import load_corpus
 from lact_asr.data.corpus_listings import DATASET_TYPES
 from lact_asr.data.noise import COLOURS, NoiseMixer, load_noises
 from lact_asr.errors import exit_on_input_error
 from lact_asr.inference.decoding import GreedyDecoder
-from lact_asr.inference.evaluation import Utterance, markdown_table
+from lact_asr.inference.evaluation import Utterance
 from lact_asr.inference.inference_setup import corpus_utterances, spread_evenly
 from lact_asr.inference.recogniser import Recogniser
+from lact_asr.inference.results.summary import markdown_table
 from lact_asr.inference.robustness.bootstrap import interval, resampled_rates
-from lact_asr.json_files import write_json
 from lact_asr.metrics import count_character_errors, count_word_errors
 
 COUNTS = {"words": count_word_errors, "characters": count_character_errors}

@@ -21,10 +21,10 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from benchmarks.timing import environment
+from lact_asr.atomic_files import write_json
 from lact_asr.data.batching import SpeechDataLoader
 from lact_asr.data.corpora import read_cut
 from lact_asr.errors import exit_on_input_error
-from lact_asr.json_files import write_json
 from lact_asr.processing_hybrid_asr import HybridASRProcessor
 from lact_asr.text import build_vocabulary
 from lact_asr.training.arguments import parse_arguments

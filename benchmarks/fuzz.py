@@ -28,8 +28,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from lact_asr.atomic_files import write_json
 from lact_asr.errors import exit_on_input_error
-from lact_asr.json_files import write_json
 
 LIMIT_SECONDS = 60.0  # a case takes 0.03; on a crowded machine a process may get nothing to do for some seconds
 LIMIT_BYTES_OF_A_CASE = 128 * 2**20

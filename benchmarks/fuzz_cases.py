@@ -25,7 +25,7 @@ from lact_asr import HybridASRConfig, HybridASRForCTC
 from lact_asr.audio import SAMPLE_RATE_HZ
 from lact_asr.checkpoint import FORMAT
 from lact_asr.errors import InputError
-from lact_asr.inference.evaluation import UtteranceResult
+from lact_asr.inference.results.utterance_result import UtteranceResult
 from lact_asr.text import build_vocabulary
 
 GOOD_RECORDING = "good.flac"  # what manifests name, beside them

@@ -18,8 +18,10 @@ from lact_asr.audio import MIN_SAMPLES, TarMember, read_audio, read_audio_header
 from lact_asr.checkpoint import load_checkpoint
 from lact_asr.data.corpora import load_corpus
 from lact_asr.errors import InputError
-from lact_asr.inference.evaluation import Hypotheses, ResultsWriter, evaluate, format_table, read_results, summarise
+from lact_asr.inference.evaluation import Hypotheses, evaluate
 from lact_asr.inference.inference_setup import corpus_utterances
+from lact_asr.inference.results.results_file import ResultsWriter, read_results
+from lact_asr.inference.results.summary import format_table, summarise
 
 LONGEST_SENTENCE = 1_000
 _SUBSET = "subset"

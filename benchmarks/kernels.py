@@ -11,9 +11,7 @@ Every comparison of one shape is measured in turn in the same run.
 from __future__ import annotations
 
 import argparse
-import csv
 import functools
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -28,8 +26,8 @@ from benchmarks import costs
 from benchmarks.peers import PEERS, Orthogonalise, load_peers, peer_argument
 from benchmarks.roofline import plot_roofline
 from benchmarks.timing import copy_bytes_per_second, environment, first_line, matmul_flops_per_second, measure
+from lact_asr.atomic_files import write_csv, write_json
 from lact_asr.fast_weight_ops import fast_weight_apply, fast_weight_gradients, muon_step, newton_schulz, row_norms
-from lact_asr.json_files import write_json
 from lact_asr.kernels.batches import WIDEST_HEAD_ON_CHIP
 
 HEADS = {"4 heads": (4, 192, 1536), "1 head": (1, 768, 1536)}  # heads, head dimension d, fast-weight width dh
@@ -255,12 +253,7 @@ def write_results(folder: Path, facts: dict, measurements: list[Measurement], fa
     folder.mkdir(parents=True, exist_ok=True)
     content = {**facts, "measurements": [asdict(m) for m in measurements], "failures": failures}
     write_json(folder / "kernels.json", content)
-    temporary = folder / "kernels.csv.tmp"
-    with temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(Measurement.__dataclass_fields__))
-        writer.writeheader()
-        writer.writerows(asdict(m) for m in measurements)
-    os.replace(temporary, folder / "kernels.csv")
+    write_csv(folder / "kernels.csv", list(Measurement.__dataclass_fields__), (asdict(m) for m in measurements))
 
 
 def summary_lines(measurements: list[Measurement]) -> Iterator[str]:

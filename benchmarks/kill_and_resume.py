@@ -29,8 +29,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from lact_asr.atomic_files import write_json
 from lact_asr.errors import InputError, exit_on_input_error
-from lact_asr.json_files import write_json
 
 MODEL = {
     "conv_dim": [8] * 7, "encoder_target_ds_factor": 8, "num_hidden_layers": 2, "hidden_size": 16, "intermediate_size": 16,

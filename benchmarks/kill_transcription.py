@@ -24,8 +24,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from lact_asr.atomic_files import write_json
 from lact_asr.errors import InputError, exit_on_input_error
-from lact_asr.json_files import write_json
 
 _TIMES = re.compile(rb'"compute_seconds": [0-9.e-]+')
 _LONGEST_DELAY_SECONDS = 0.05

@@ -27,14 +27,14 @@ from transformers import Wav2Vec2ForCTC, pipeline
 from benchmarks.timing import environment, first_line
 from benchmarks.training_systems import our_config, peer_config
 from lact_asr import HybridASRForCTC, HybridASRProcessor
+from lact_asr.atomic_files import write_json
 from lact_asr.audio import SAMPLE_RATE_HZ, read_audio
 from lact_asr.checkpoint import LoadedCheckpoint
 from lact_asr.errors import exit_on_input_error
 from lact_asr.inference.decoding import GreedyDecoder
-from lact_asr.inference.evaluation import markdown_table
-from lact_asr.inference.long_recordings import Cutting, PiecewiseRecogniser, read_or_defer
+from lact_asr.inference.long_audio.long_recordings import Cutting, PiecewiseRecogniser, read_or_defer
 from lact_asr.inference.recogniser import Recogniser
-from lact_asr.json_files import write_json
+from lact_asr.inference.results.summary import markdown_table
 from lact_asr.text import build_vocabulary
 
 CHUNK_SECONDS, OVERLAP_SECONDS = 30.0, 5.0  # of the Transformers pipeline

@@ -27,9 +27,9 @@ from tqdm import tqdm
 
 from benchmarks.timing import Timing, environment, first_line, measure
 from lact_asr import HybridASRConfig, HybridASRForCTC, lact_layer
+from lact_asr.atomic_files import write_json
 from lact_asr.fast_weight_ops import BACKEND_VARIABLE
 from lact_asr.inference.ttt_procedure import TestTimeTrainer, TTTSettings
-from lact_asr.json_files import write_json
 from lact_asr.lact_layer import LaCTLayer
 from lact_asr.sample_rate import SAMPLE_RATE_HZ
 

@@ -22,8 +22,8 @@ from pathlib import Path
 
 import numpy as np
 
+from lact_asr.atomic_files import write_json, write_text
 from lact_asr.errors import InputError, exit_on_input_error
-from lact_asr.json_files import write_json, write_text
 from lact_asr.sample_rate import SAMPLE_RATE_HZ
 
 BEGIN, END = "<!-- written by python -m benchmarks.scaling -->", "<!-- end -->"

@@ -24,7 +24,7 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.timing import environment, first_line, measure
-from lact_asr.json_files import write_json
+from lact_asr.atomic_files import write_json
 
 GRID = {"tokens": (16, 32, 64, 128), "hidden": (32, 64), "warps": (4, 8), "stages": (2, 3)}
 LARGEST_BLOCK = 64 * 64  # tokens × hidden units: more has no chance to fit

@@ -15,8 +15,6 @@ different frame rates can be compared. bfloat16 on a GPU, float32 on a CPU. Writ
 from __future__ import annotations
 
 import argparse
-import csv
-import os
 import statistics
 import sys
 import time
@@ -30,8 +28,8 @@ from tqdm import tqdm
 from benchmarks.timing import environment, first_line, matmul_flops_per_second
 from benchmarks.training_batches import Batch, corpus_batches, synthetic_batches
 from benchmarks.training_systems import OURS, PARTS, PEER, Clock, Laps, System, build_system, our_config
+from lact_asr.atomic_files import write_csv, write_json
 from lact_asr.errors import exit_on_input_error
-from lact_asr.json_files import write_json
 from lact_asr.processing_hybrid_asr import HybridASRProcessor
 from lact_asr.sample_rate import SAMPLE_RATE_HZ
 from lact_asr.text import build_vocabulary
@@ -207,12 +205,7 @@ def write_results(folder: Path, facts: dict, rows: list[Row], ratios: list[dict]
     folder.mkdir(parents=True, exist_ok=True)
     content = {**facts, "rows": [asdict(row) for row in rows], "ours_over_peer": ratios, "failures": failures}
     write_json(folder / "training.json", content)
-    temporary = folder / "training.csv.tmp"
-    with temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(Row.__dataclass_fields__))
-        writer.writeheader()
-        writer.writerows(map(asdict, rows))
-    os.replace(temporary, folder / "training.csv")
+    write_csv(folder / "training.csv", list(Row.__dataclass_fields__), map(asdict, rows))
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -19,15 +19,15 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.timing import environment
+from lact_asr.atomic_files import write_json
 from lact_asr.audio import SAMPLE_RATE_HZ
 from lact_asr.checkpoint import load_checkpoint
 from lact_asr.data.espeak import EspeakSynthesiser
 from lact_asr.data.generated_plan import TEST_SUBSET, Utterance, plan_corpus
 from lact_asr.errors import InputError, exit_on_input_error
+from lact_asr.inference.alignment.forced_alignment import align_recording
 from lact_asr.inference.decoding import make_decoder
-from lact_asr.inference.forced_alignment import align_recording
 from lact_asr.inference.recogniser import Recogniser
-from lact_asr.json_files import write_json
 from lact_asr.text import normalise_text
 
 SURE = 0.5

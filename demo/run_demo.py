@@ -17,7 +17,8 @@ import time
 from pathlib import Path
 
 from lact_asr.errors import InputError, exit_on_input_error
-from lact_asr.inference.evaluation import Summary, read_results, summarise
+from lact_asr.inference.results.results_file import read_results
+from lact_asr.inference.results.summary import Summary, summarise
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs" / "tiny.json"

@@ -21,9 +21,9 @@ from lact_asr.inference.transcript_formats.formats import (
 from lact_asr.text import normalise_text, unspellable_characters
 
 if TYPE_CHECKING:
+    from lact_asr.inference.alignment.word_times import TimedTranscript
     from lact_asr.inference.evaluation import Utterance
     from lact_asr.inference.recogniser import Recogniser
-    from lact_asr.inference.word_times import TimedTranscript
 
 DESCRIPTION = """Find when each word of known transcripts was said (CTC forced alignment).
 
@@ -89,7 +89,7 @@ def _align(utterances: Sequence[Utterance], recogniser: Recogniser, characters: 
     """Raises `InputError` where none of the utterances can be aligned."""
     from tqdm import tqdm
 
-    from lact_asr.inference.forced_alignment import align_recording
+    from lact_asr.inference.alignment.forced_alignment import align_recording
 
     transcripts = []
     for utterance in tqdm(utterances, "aligning", unit="utterance", mininterval=1.0, disable=len(utterances) == 1):

@@ -9,8 +9,8 @@ from lact_asr.command_line import program_name
 from lact_asr.data.corpus_listings import DATASET_TYPES
 from lact_asr.errors import InputError
 from lact_asr.inference.decoder_names import DECODERS
-from lact_asr.inference.recipe_files import read_recipe, recipe_summaries
 from lact_asr.inference.transcript_formats.formats import FORMATS, FORMATS_HELP, choose_format
+from lact_asr.inference.ttt.recipe_files import read_recipe, recipe_summaries
 from lact_asr.ttt_names import (
     CONTROLS,
     FEATURE_OFFSET,

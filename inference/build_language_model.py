@@ -20,7 +20,7 @@ from lact_asr.command_line import program_name
 from lact_asr.errors import InputError, exit_on_input_error
 
 if TYPE_CHECKING:
-    from lact_asr.inference.language_model import LanguageModelFit
+    from lact_asr.inference.language_models.language_model import LanguageModelFit
 
 
 @exit_on_input_error
@@ -28,8 +28,8 @@ def main(argv: list[str] | None = None) -> int:
     """Read, train, and say how well the model fits."""
     arguments = _parse(argv)
     # Imported after parsing: --help and mistyped flags answer at once.
-    from lact_asr.inference.language_model import load_language_model
-    from lact_asr.inference.ngram_training import build_ngram, read_transcripts
+    from lact_asr.inference.language_models.language_model import load_language_model
+    from lact_asr.inference.language_models.ngram_training import build_ngram, read_transcripts
 
     texts = [text for path in arguments.transcripts for text in read_transcripts(path)]
     held_out = [text for path in arguments.held_out for text in read_transcripts(path)]
@@ -73,7 +73,7 @@ def _vocabulary(arguments: argparse.Namespace, texts: list[str]) -> frozenset[st
         # Of equally frequent words the first in the alphabet, so that the choice does not depend on the order of sentences.
         ranked = sorted(counts, key=lambda word: (-counts[word], word))
         return frozenset(ranked[: arguments.vocabulary_size])
-    from lact_asr.inference.ngram_training import read_transcripts
+    from lact_asr.inference.language_models.ngram_training import read_transcripts
 
     words = frozenset(word for line in read_transcripts(arguments.word_list) for word in line.split())
     if words.isdisjoint(counts):

@@ -22,7 +22,7 @@ from lact_asr.inference.transcript_formats.formats import (
 def main(argv: list[str] | None = None) -> int:
     """Write the transcripts of a results file, transcribed with --word_times, as subtitles, CTM, TextGrids or text."""
     arguments = _parse(argv)
-    from lact_asr.inference.evaluation import read_results
+    from lact_asr.inference.results.results_file import read_results
 
     transcripts = timed_transcripts(read_results(arguments.results))
     if not transcripts:

@@ -63,7 +63,7 @@ def export(run: Path, folder: Path, name: str, results: list[Path], license: str
         InputError: the checkpoint, a results file or the run's description cannot be used.
     """
     from lact_asr.checkpoint import load_checkpoint
-    from lact_asr.inference.model_card import fill_model_card, read_run, read_scored_subset
+    from lact_asr.inference.exporting.model_card import fill_model_card, read_run, read_scored_subset
 
     scored = [read_scored_subset(path) for path in results]
     description = read_run(run)
@@ -88,8 +88,8 @@ def export(run: Path, folder: Path, name: str, results: list[Path], license: str
 
 def _copy_language_model(run: Path, folder: Path) -> bool:
     """``lm.arpa`` and the weights tuned for it; whether there is one."""
+    from lact_asr.atomic_files import write_json
     from lact_asr.inference.inference_setup import LANGUAGE_MODEL_NAME, TUNED_WEIGHTS_NAME, tuned_weights
-    from lact_asr.json_files import write_json
 
     path = run / LANGUAGE_MODEL_NAME
     if not path.is_file():

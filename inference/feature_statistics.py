@@ -15,7 +15,7 @@ from lact_asr.errors import InputError, exit_on_input_error
 if TYPE_CHECKING:
     from lact_asr.inference.evaluation import Utterance
     from lact_asr.inference.recogniser import Recogniser
-    from lact_asr.inference.ttt_statistics import FeatureAccumulator
+    from lact_asr.inference.ttt.statistics import FeatureAccumulator
 
 
 @exit_on_input_error
@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     from lact_asr.inference.decoding import make_decoder
     from lact_asr.inference.inference_setup import checkpoint_folder, choose_device, corpus_utterances
     from lact_asr.inference.recogniser import Recogniser
-    from lact_asr.inference.ttt_statistics import STATISTICS_NAME, save_statistics
+    from lact_asr.inference.ttt.statistics import STATISTICS_NAME, save_statistics
 
     checkpoint = load_checkpoint(arguments.checkpoint)
     corpus = load_corpus(arguments.data_dir, arguments.subset, arguments.dataset_type)
@@ -54,7 +54,7 @@ def _accumulate(recogniser: Recogniser, utterances: Sequence[Utterance]) -> Feat
     """
     from tqdm import tqdm
 
-    from lact_asr.inference.ttt_statistics import FeatureAccumulator
+    from lact_asr.inference.ttt.statistics import FeatureAccumulator
 
     accumulator = FeatureAccumulator(recogniser.model.config.vocab_size)
     for utterance in tqdm(utterances, "collecting features", unit="utterance", mininterval=1.0):

@@ -15,7 +15,9 @@ from lact_asr.inference.transcript_formats.formats import check_destination, tim
 
 if TYPE_CHECKING:
     from lact_asr.data.corpora import Corpus
-    from lact_asr.inference.evaluation import ResultsWriter, Utterance, UtteranceResult
+    from lact_asr.inference.evaluation import Utterance
+    from lact_asr.inference.results.results_file import ResultsWriter
+    from lact_asr.inference.results.utterance_result import UtteranceResult
 
 
 @exit_on_input_error
@@ -26,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     from lact_asr.checkpoint import load_checkpoint
     from lact_asr.inference.evaluation import evaluate
     from lact_asr.inference.inference_setup import decoding_pool, fill_in_defaults, list_utterances, make_recogniser
-    from lact_asr.inference.long_recordings import Cutting, PiecewiseRecogniser
+    from lact_asr.inference.long_audio.long_recordings import Cutting, PiecewiseRecogniser
 
     utterances, corpus = list_utterances(arguments)
     if arguments.output_format is not None:
@@ -60,8 +62,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _results_writer(path: Path | None, arguments: argparse.Namespace) -> AbstractContextManager[ResultsWriter | None]:
     """Of the results file, if there is one."""
-    from lact_asr.inference.evaluation import ResultsWriter
     from lact_asr.inference.inference_setup import results_settings
+    from lact_asr.inference.results.results_file import ResultsWriter
 
     if path is None:
         return nullcontext()
@@ -89,7 +91,7 @@ def _results_path(arguments: argparse.Namespace) -> Path | None:
 
 def _report_results(results: list[UtteranceResult], corpus: Corpus | None, arguments: argparse.Namespace) -> None:
     """On stdout: transcripts of files, or what was left out of a corpus and its error rates."""
-    from lact_asr.inference.evaluation import format_table, summarise
+    from lact_asr.inference.results.summary import format_table, summarise
 
     if corpus is not None:
         if corpus.problems:

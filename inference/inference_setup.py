@@ -19,7 +19,7 @@ from lact_asr.checkpoint import LoadedCheckpoint
 from lact_asr.configuration_hybrid_asr import HybridASRConfig
 from lact_asr.data.corpora import Corpus, load_corpus, read_cut, transcript
 from lact_asr.errors import InputError
-from lact_asr.inference.ctc_paths import decoder_path
+from lact_asr.inference.alignment.ctc_paths import decoder_path
 from lact_asr.inference.decoding import (
     DEFAULT_LM_WEIGHT,
     DEFAULT_WORD_SCORE,
@@ -29,15 +29,15 @@ from lact_asr.inference.decoding import (
     text_ids,
 )
 from lact_asr.inference.evaluation import Utterance
-from lact_asr.inference.language_model import LanguageModel, load_language_model
-from lact_asr.inference.long_recordings import read_or_defer
+from lact_asr.inference.language_models.language_model import LanguageModel, load_language_model
+from lact_asr.inference.long_audio.long_recordings import read_or_defer
+from lact_asr.inference.long_audio.voice_activity import choose_detector
 from lact_asr.inference.recogniser import Recogniser
-from lact_asr.inference.ttt_objectives import all_finite
-from lact_asr.inference.ttt_recipes import Recipe, load_recipe
-from lact_asr.inference.ttt_settings import TTTSettings
-from lact_asr.inference.ttt_statistics import load_statistics
-from lact_asr.inference.ttt_step import Guides, WeightedSum
-from lact_asr.inference.voice_activity import choose_detector
+from lact_asr.inference.ttt.objectives import all_finite
+from lact_asr.inference.ttt.recipes import Recipe, load_recipe
+from lact_asr.inference.ttt.settings import TTTSettings
+from lact_asr.inference.ttt.statistics import load_statistics
+from lact_asr.inference.ttt.step import Guides, WeightedSum
 from lact_asr.modeling_hybrid_asr import HybridASRForCTC
 from lact_asr.ttt_names import CONTROLS, KEEP, parse_groups
 

@@ -16,8 +16,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _parse(argv)
     # Imported after parsing: --help and mistyped flags answer at once.
     from lact_asr.inference.build_language_model import describe_fit
-    from lact_asr.inference.language_model import load_language_model
-    from lact_asr.inference.ngram_training import read_transcripts
+    from lact_asr.inference.language_models.language_model import load_language_model
+    from lact_asr.inference.language_models.ngram_training import read_transcripts
     from lact_asr.text import ENGLISH_CHARACTERS
 
     samples = {path: read_transcripts(path) for path in arguments.transcripts}

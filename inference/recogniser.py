@@ -12,17 +12,17 @@ from torch.nn.utils.rnn import pad_sequence
 from lact_asr.audio import SAMPLE_RATE_HZ
 from lact_asr.checkpoint import LoadedCheckpoint
 from lact_asr.errors import InputError
+from lact_asr.inference.alignment.word_times import Word, words_in_seconds
 from lact_asr.inference.decoding import Decoder, DecodingPool, Transcript
 from lact_asr.inference.evaluation import Hypotheses
-from lact_asr.inference.fast_weight_memory import FastWeightMemory
-from lact_asr.inference.ttt_choice import adapted_is_likelier
-from lact_asr.inference.ttt_objectives import all_finite
-from lact_asr.inference.ttt_outcome import TTTOutcome
-from lact_asr.inference.ttt_recipes import Recipe
-from lact_asr.inference.ttt_scopes import CarriedTrainer, make_trainer
-from lact_asr.inference.ttt_settings import TTTSettings
-from lact_asr.inference.ttt_step import Guides
-from lact_asr.inference.word_times import Word, words_in_seconds
+from lact_asr.inference.long_audio.fast_weight_memory import FastWeightMemory
+from lact_asr.inference.ttt.choice import adapted_is_likelier
+from lact_asr.inference.ttt.objectives import all_finite
+from lact_asr.inference.ttt.outcome import TTTOutcome
+from lact_asr.inference.ttt.recipes import Recipe
+from lact_asr.inference.ttt.scopes import CarriedTrainer, make_trainer
+from lact_asr.inference.ttt.settings import TTTSettings
+from lact_asr.inference.ttt.step import Guides
 from lact_asr.ttt_parameters import output_features
 from lact_asr.wav2vec2_encoder import frames_mask
 
@@ -36,7 +36,7 @@ class Recogniser:
         ttt_settings: how to adapt; None transcribes without test-time training.
         device: where the model runs.
         move_emission_to_cpu: move log-probabilities in one piece before decoding.
-        keep: which adapted transcripts to keep: "always", or those that are "likelier" (`lact_asr.inference.ttt_choice`).
+        keep: which adapted transcripts to keep: "always", or those that are "likelier" (`lact_asr.inference.ttt.choice`).
         guides: what some losses and safeguards of test-time training need.
         carry_fast_weights: the decay of a `FastWeightMemory`; None starts every utterance afresh.
 

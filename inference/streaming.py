@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from lact_asr.errors import InputError
+from lact_asr.inference.alignment.word_times import Word, words_in_seconds
 from lact_asr.inference.decoding import Decoder, GreedyDecoder, Transcript
-from lact_asr.inference.streaming_front_end import RunningMoments
-from lact_asr.inference.streaming_model import HORIZON_SECONDS, StreamingModel
-from lact_asr.inference.word_times import Word, words_in_seconds
+from lact_asr.inference.streams.streaming_front_end import RunningMoments
+from lact_asr.inference.streams.streaming_model import HORIZON_SECONDS, StreamingModel
 from lact_asr.modeling_hybrid_asr import HybridASRForCTC
 from lact_asr.processing_hybrid_asr import HybridASRProcessor
 from lact_asr.sample_rate import SAMPLE_RATE_HZ

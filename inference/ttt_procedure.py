@@ -12,16 +12,16 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from lact_asr.inference.ctc_paths import spelled_labels
-from lact_asr.inference.ttt_copies import Copies, lent, parameter_copies, takes_copies_of_rows
-from lact_asr.inference.ttt_objectives import all_finite
-from lact_asr.inference.ttt_optimizers import InnerOptimizer
-from lact_asr.inference.ttt_outcome import AdaptedState, TTTOutcome
-from lact_asr.inference.ttt_safeguards import refusal_after, refusal_before, refusals_of_weights
-from lact_asr.inference.ttt_search import SearchDistribution, SearchStage
-from lact_asr.inference.ttt_settings import TTTSettings
-from lact_asr.inference.ttt_stage import GradientStage
-from lact_asr.inference.ttt_step import Guides, Rows
+from lact_asr.inference.alignment.ctc_paths import spelled_labels
+from lact_asr.inference.ttt.copies import Copies, lent, parameter_copies, takes_copies_of_rows
+from lact_asr.inference.ttt.objectives import all_finite
+from lact_asr.inference.ttt.optimizers import InnerOptimizer
+from lact_asr.inference.ttt.outcome import AdaptedState, TTTOutcome
+from lact_asr.inference.ttt.safeguards import refusal_after, refusal_before, refusals_of_weights
+from lact_asr.inference.ttt.search import SearchDistribution, SearchStage
+from lact_asr.inference.ttt.settings import TTTSettings
+from lact_asr.inference.ttt.stage import GradientStage
+from lact_asr.inference.ttt.step import Guides, Rows
 from lact_asr.lact_layer import constant_updates
 from lact_asr.modeling_hybrid_asr import HybridASRForCTC
 from lact_asr.ttt_names import SEARCH

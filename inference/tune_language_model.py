@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
+from lact_asr.atomic_files import write_json
 from lact_asr.command_line import program_name
 from lact_asr.data.corpus_listings import DATASET_TYPES
 from lact_asr.errors import InputError, exit_on_input_error
 from lact_asr.inference.decoder_names import DECODERS
-from lact_asr.json_files import write_json
 
 if TYPE_CHECKING:
     import torch
 
     from lact_asr.inference.decoding import Decoder, TuningRow
     from lact_asr.inference.evaluation import Utterance
-    from lact_asr.inference.language_model import LanguageModel
+    from lact_asr.inference.language_models.language_model import LanguageModel
     from lact_asr.inference.recogniser import Recogniser
 
 

@@ -6,7 +6,7 @@ import json
 import logging
 from pathlib import Path
 
-from lact_asr.json_files import replacing
+from lact_asr.atomic_files import replacing
 from lact_asr.training.run_log import LOG_NAME
 
 CURVES_NAME = "training_curves.png"

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from lact_asr.atomic_files import write_text
 from lact_asr.checkpoint import LoadedCheckpoint, load_checkpoint
 from lact_asr.data.batching import make_dataloader
 from lact_asr.data.corpora import load_corpus
@@ -21,11 +22,10 @@ from lact_asr.data.corpus_listings import DATASET_TYPES
 from lact_asr.data.corruptions import Condition, Corruption, check_noise_source, make_corruptions
 from lact_asr.data.noise import COLOURS, utterance_generator
 from lact_asr.errors import InputError, exit_on_input_error
-from lact_asr.inference.evaluation import markdown_table
 from lact_asr.inference.inference_setup import choose_device, spread_evenly
-from lact_asr.inference.ttt_copies import takes_copies_of_rows
-from lact_asr.inference.ttt_settings import TTTSettings
-from lact_asr.json_files import write_text
+from lact_asr.inference.results.summary import markdown_table
+from lact_asr.inference.ttt.copies import takes_copies_of_rows
+from lact_asr.inference.ttt.settings import TTTSettings
 from lact_asr.modeling_hybrid_asr import HybridASRForCTC
 from lact_asr.training.training_losses import TrainingLosses
 from lact_asr.ttt_names import FEATURE_OFFSET, LOSSES, PARAMETER_GROUPS

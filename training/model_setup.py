@@ -7,7 +7,7 @@ import argparse
 from lact_asr.checkpoint import load_checkpoint
 from lact_asr.configuration_hybrid_asr import HybridASRConfig
 from lact_asr.errors import InputError
-from lact_asr.inference.ttt_settings import TTTSettings
+from lact_asr.inference.ttt.settings import TTTSettings
 from lact_asr.modeling_hybrid_asr import HybridASRForCTC
 from lact_asr.pretrained_front_end import front_end_config_from_pretrained
 from lact_asr.processing_hybrid_asr import HybridASRProcessor

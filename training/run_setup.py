@@ -12,6 +12,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedTy
 from accelerate.utils import set_seed
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
+from lact_asr.atomic_files import write_json
 from lact_asr.audio import SAMPLE_RATE_HZ
 from lact_asr.checkpoint import BEST_MODEL, load_checkpoint
 from lact_asr.configuration_hybrid_asr import HybridASRConfig
@@ -19,8 +20,7 @@ from lact_asr.data.batching import SpeechDataLoader
 from lact_asr.data.corpora import Corpus, load_corpus
 from lact_asr.errors import InputError
 from lact_asr.inference.inference_setup import LANGUAGE_MODEL_NAME, choose_device
-from lact_asr.inference.ngram_training import build_ngram
-from lact_asr.json_files import write_json
+from lact_asr.inference.language_models.ngram_training import build_ngram
 from lact_asr.model_sizes import count_parameters
 from lact_asr.modeling_hybrid_asr import HybridASRForCTC
 from lact_asr.training.block_options import checkpoint_activations, compile_in_place

@@ -7,7 +7,7 @@ from rapidfuzz.distance import Levenshtein
 from torch import Tensor
 from torch.nn import functional
 
-from lact_asr.inference.ctc_paths import spelled_labels
+from lact_asr.inference.alignment.ctc_paths import spelled_labels
 
 HYPOTHESES = 8  # an utterance: the greedy one, and draws
 

@@ -15,7 +15,7 @@ from lact_asr.inference.decoding.greedy import GreedyDecoder
 from lact_asr.inference.decoding.search import Hypothesis, make_search
 from lact_asr.inference.decoding.search_options import SearchOptions
 from lact_asr.inference.decoding.transcripts import Decoder, Transcript, decode_rows
-from lact_asr.inference.language_model import LanguageModel
+from lact_asr.inference.language_models.language_model import LanguageModel
 
 
 class BeamSearchDecoder:

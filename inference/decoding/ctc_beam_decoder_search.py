@@ -10,7 +10,7 @@ from lact_asr.inference.decoding.kenlm_files import kenlm_file
 from lact_asr.inference.decoding.search import Hypothesis
 from lact_asr.inference.decoding.search_options import SearchOptions
 from lact_asr.inference.decoding.word_scorer import NATURAL_PER_LOG10, WordScorer
-from lact_asr.inference.language_model import LanguageModel
+from lact_asr.inference.language_models.language_model import LanguageModel
 
 
 class CTCBeamDecoderSearch:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from lact_asr.inference.language_model import LanguageModel, uncompressed
+from lact_asr.inference.language_models.language_model import LanguageModel, uncompressed
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from lact_asr.inference.decoding.alphabet import CTCAlphabet
 from lact_asr.inference.decoding.search import Hypothesis
 from lact_asr.inference.decoding.search_options import SearchOptions
 from lact_asr.inference.decoding.word_scorer import WordScorer
-from lact_asr.inference.language_model import LanguageModel
+from lact_asr.inference.language_models.language_model import LanguageModel
 
 
 class PyctcdecodeSearch:

@@ -10,7 +10,7 @@ from lact_asr.errors import InputError
 from lact_asr.inference.decoder_names import DECODERS
 from lact_asr.inference.decoding.alphabet import CTCAlphabet
 from lact_asr.inference.decoding.search_options import SearchOptions
-from lact_asr.inference.language_model import LanguageModel
+from lact_asr.inference.language_models.language_model import LanguageModel
 
 
 class Hypothesis(NamedTuple):

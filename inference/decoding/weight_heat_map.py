@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from lact_asr.atomic_files import replacing
 from lact_asr.inference.decoding.weight_tuning import TuningRow
-from lact_asr.json_files import replacing
 
 
 def plot_word_error_rates(rows: Sequence[TuningRow], path: Path) -> None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from lact_asr.inference.decoding.search_options import SearchOptions
-from lact_asr.inference.language_model import LanguageModel
+from lact_asr.inference.language_models.language_model import LanguageModel
 
 NATURAL_PER_LOG10 = math.log(10.0)
 # kenlm answers -100 for an unknown word where a model has no <unk>; that would forbid such words whatever was heard.

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
+from lact_asr.atomic_files import write_text
 from lact_asr.data.corruptions import Corruption
 from lact_asr.data.noise import utterance_generator
 from lact_asr.errors import InputError
 from lact_asr.inference.evaluation import Utterance
-from lact_asr.json_files import write_text
 
 
 class CorruptionManifest:

@@ -16,12 +16,12 @@ from pathlib import Path
 import jinja2
 import torch
 
+from lact_asr.atomic_files import write_json, write_text
 from lact_asr.checkout import git_commit
 from lact_asr.errors import InputError
-from lact_asr.inference.evaluation import markdown_table
+from lact_asr.inference.results.summary import markdown_table
 from lact_asr.inference.robustness.bootstrap import RESAMPLES
 from lact_asr.inference.robustness.plot import plot_error_rates
-from lact_asr.json_files import write_json, write_text
 
 REPORTED_PACKAGES = (
     "lact-asr",

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lact_asr.errors import InputError
-from lact_asr.inference.evaluation import Summary, UtteranceResult, summarise
+from lact_asr.inference.results.summary import Summary, summarise
+from lact_asr.inference.results.utterance_result import UtteranceResult
 from lact_asr.inference.robustness.bootstrap import interval, resampled_rates
 from lact_asr.metrics import is_collapsed
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from lact_asr.inference.word_times import TimedTranscript
+from lact_asr.inference.alignment.word_times import TimedTranscript
 
 
 def ctm(transcripts: Iterable[TimedTranscript]) -> str:

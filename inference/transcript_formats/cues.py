@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lact_asr.inference.word_times import Word
+from lact_asr.inference.alignment.word_times import Word
 
 
 @dataclass(frozen=True)

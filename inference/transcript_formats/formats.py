@@ -11,15 +11,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lact_asr.atomic_files import write_text
 from lact_asr.errors import InputError
+from lact_asr.inference.alignment.word_times import TimedTranscript
 from lact_asr.inference.transcript_formats.ctm import ctm
 from lact_asr.inference.transcript_formats.subtitles import srt, vtt
 from lact_asr.inference.transcript_formats.textgrid import textgrid
-from lact_asr.inference.word_times import TimedTranscript
-from lact_asr.json_files import write_text
 
 if TYPE_CHECKING:
-    from lact_asr.inference.evaluation import UtteranceResult
+    from lact_asr.inference.results.utterance_result import UtteranceResult
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lact_asr.inference.alignment.word_times import TimedTranscript
 from lact_asr.inference.transcript_formats.cues import Cue, CueLayout, make_cues
-from lact_asr.inference.word_times import TimedTranscript
 
 
 def srt(transcript: TimedTranscript, layout: CueLayout = CueLayout()) -> str:  # noqa: B008 - frozen

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lact_asr.inference.word_times import TimedTranscript, Word
+from lact_asr.inference.alignment.word_times import TimedTranscript, Word
 
 
 def textgrid(transcript: TimedTranscript) -> str:

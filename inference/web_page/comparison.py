@@ -14,9 +14,9 @@ from rapidfuzz.distance import Levenshtein
 
 from lact_asr.audio import SAMPLE_RATE_HZ
 from lact_asr.errors import InputError
+from lact_asr.inference.alignment.word_times import Word
 from lact_asr.inference.evaluation import Hypotheses
 from lact_asr.inference.recogniser import Recogniser
-from lact_asr.inference.word_times import Word
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from lact_asr.atomic_files import replacing, write_json
 from lact_asr.data.corpus_checks import CheckedSubset
 from lact_asr.errors import InputError
-from lact_asr.json_files import replacing, write_json
 from lact_asr.text import normalise_text, unspellable_characters
 
 QUANTILES = (0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99)

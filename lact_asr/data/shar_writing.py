@@ -22,12 +22,12 @@ from lhotse.shar import TarWriter
 from lhotse.utils import fastcopy
 from tqdm import tqdm
 
+from lact_asr.atomic_files import write_json
 from lact_asr.audio import SAMPLE_RATE_HZ, TarMember
 from lact_asr.data.corpora import Corpus, read_cut
 from lact_asr.data.corpus_listings import Problem
 from lact_asr.data.shar import scan_tar, shard_file
 from lact_asr.errors import InputError
-from lact_asr.json_files import write_json
 
 # How soundfile calls container and codec, and how a file of the format begins.
 _FORMATS = {"flac": ("FLAC", "PCM_16", b"fLaC"), "opus": ("OGG", "OPUS", b"OggS")}

@@ -15,9 +15,10 @@ from ablations.plots import numeric_axis
 from ablations.report import report
 from ablations.runner import FINISHED
 from ablations.tables import markdown
-from lact_asr.inference.evaluation import ResultsWriter, UtteranceResult
+from lact_asr.atomic_files import write_json
+from lact_asr.inference.results.results_file import ResultsWriter
+from lact_asr.inference.results.utterance_result import UtteranceResult
 from lact_asr.inference.robustness.arguments import file_name
-from lact_asr.json_files import write_json
 
 GRID = """
 question: Do steps help?

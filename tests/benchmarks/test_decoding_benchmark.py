@@ -8,7 +8,7 @@ import soundfile
 
 from benchmarks.decoding import PLAIN, main
 from lact_asr.checkpoint import save_checkpoint
-from lact_asr.inference.ngram_training import build_ngram
+from lact_asr.inference.language_models.ngram_training import build_ngram
 from lact_asr.text import build_vocabulary
 
 pytest.importorskip("pyctcdecode")

@@ -15,7 +15,7 @@ import torch
 from lact_asr.audio import SAMPLE_RATE_HZ
 from lact_asr.checkpoint import save_checkpoint
 from lact_asr.inference.hybrid_asr_inference import main
-from lact_asr.inference.ngram_training import build_ngram
+from lact_asr.inference.language_models.ngram_training import build_ngram
 from lact_asr.text import build_vocabulary
 
 SENTENCES = ["THE CAT SAT ON THE MAT", "A DOG SAW THE CAT", "THE OLD DOG SAT", "A CAT SAW A DOG ON THE OLD MAT"] * 2

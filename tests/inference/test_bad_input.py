@@ -18,8 +18,8 @@ import soundfile
 import torch
 
 from lact_asr.errors import EXIT_BAD_INPUT
-from lact_asr.inference.evaluation import read_results
-from lact_asr.inference.ngram_training import build_ngram
+from lact_asr.inference.language_models.ngram_training import build_ngram
+from lact_asr.inference.results.results_file import read_results
 
 Case = Callable[[Path], dict[str, object]]
 CASES: dict[str, tuple[Case, str]] = {}

@@ -9,7 +9,7 @@ import pytest
 
 from lact_asr.errors import EXIT_BAD_INPUT
 from lact_asr.inference.build_language_model import main
-from lact_asr.inference.language_model import load_language_model
+from lact_asr.inference.language_models.language_model import load_language_model
 
 pytest.importorskip("kaldingram")
 kenlm = pytest.importorskip("kenlm")

@@ -19,8 +19,8 @@ from lact_asr.inference.decoding import (
     make_decoder,
     tune_language_model_weights,
 )
-from lact_asr.inference.language_model import load_language_model
-from lact_asr.inference.ngram_training import build_ngram
+from lact_asr.inference.language_models.language_model import load_language_model
+from lact_asr.inference.language_models.ngram_training import build_ngram
 from lact_asr.text import build_vocabulary
 
 pytest.importorskip("pyctcdecode")

@@ -16,7 +16,8 @@ import pytest
 from lact_asr.data.corruptions import KINDS
 from lact_asr.errors import EXIT_BAD_INPUT
 from lact_asr.inference.evaluate_robustness import main
-from lact_asr.inference.evaluation import ResultsWriter, read_results, summarise
+from lact_asr.inference.results.results_file import ResultsWriter, read_results
+from lact_asr.inference.results.summary import summarise
 from lact_asr.inference.robustness.plot import plot_error_rates
 
 CONDITIONS = ["clean", "noise:10", "gaussian", "telephone"]

@@ -10,10 +10,11 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 
+from lact_asr.atomic_files import write_json
 from lact_asr.checkpoint import load_checkpoint, save_checkpoint
-from lact_asr.inference.evaluation import ResultsWriter, UtteranceResult
 from lact_asr.inference.export_model import main
-from lact_asr.json_files import write_json
+from lact_asr.inference.results.results_file import ResultsWriter
+from lact_asr.inference.results.utterance_result import UtteranceResult
 from lact_asr.text import build_vocabulary
 
 RUN = {

@@ -17,10 +17,10 @@ import soxr
 from lact_asr.checkpoint import load_checkpoint, save_checkpoint
 from lact_asr.inference.arguments import parse_arguments
 from lact_asr.inference.convert_results import main as convert
-from lact_asr.inference.evaluation import read_results
 from lact_asr.inference.hybrid_asr_inference import main
 from lact_asr.inference.inference_setup import fill_in_defaults, make_recogniser
-from lact_asr.inference.language_model import load_language_model
+from lact_asr.inference.language_models.language_model import load_language_model
+from lact_asr.inference.results.results_file import read_results
 from lact_asr.text import build_vocabulary
 
 ROOT = Path(__file__).parents[2]

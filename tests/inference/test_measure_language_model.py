@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lact_asr.inference.language_model import load_language_model
+from lact_asr.inference.language_models.language_model import load_language_model
 from lact_asr.inference.measure_language_model import main
 
 

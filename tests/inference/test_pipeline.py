@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 import lact_asr.auto  # noqa: F401 - registers the model
+from lact_asr.atomic_files import write_json
 from lact_asr.checkpoint import load_checkpoint
 from lact_asr.errors import InputError
 from lact_asr.inference.decoding import make_decoder
-from lact_asr.inference.language_model import load_language_model
-from lact_asr.inference.pipeline_decoder import load_pipeline_decoder
+from lact_asr.inference.exporting.pipeline_decoder import load_pipeline_decoder
+from lact_asr.inference.language_models.language_model import load_language_model
 from lact_asr.inference.recogniser import Recogniser
-from lact_asr.json_files import write_json
 
 
 @pytest.fixture(scope="module")

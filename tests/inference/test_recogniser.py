@@ -10,8 +10,8 @@ from lact_asr.checkpoint import LoadedCheckpoint, load_checkpoint
 from lact_asr.errors import InputError
 from lact_asr.inference.decoding import make_decoder
 from lact_asr.inference.recogniser import Recogniser
+from lact_asr.inference.ttt.settings import TTTSettings
 from lact_asr.inference.ttt_procedure import TestTimeTrainer
-from lact_asr.inference.ttt_settings import TTTSettings
 
 ENTROPY = TTTSettings(loss_type="entropy", learning_rate=1e-2, steps=2)
 

@@ -10,7 +10,7 @@ import torch
 from lact_asr.errors import InputError
 from lact_asr.inference.decoding import GreedyDecoder
 from lact_asr.inference.streaming import StreamingTranscriber, StreamUpdate
-from lact_asr.inference.streaming_model import offline_equivalent
+from lact_asr.inference.streams.streaming_model import offline_equivalent
 from lact_asr.inference.transcribe_stream import main
 from lact_asr.processing_hybrid_asr import HybridASRProcessor
 from lact_asr.text import build_vocabulary

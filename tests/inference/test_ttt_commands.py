@@ -10,14 +10,14 @@ import torch
 from safetensors.torch import load_file
 
 from lact_asr.checkpoint import load_checkpoint
+from lact_asr.inference.alignment.ctc_paths import spelled_labels
 from lact_asr.inference.arguments import parse_arguments
-from lact_asr.inference.ctc_paths import spelled_labels
 from lact_asr.inference.decoding import make_decoder
-from lact_asr.inference.evaluation import read_results
 from lact_asr.inference.feature_statistics import main as write_statistics
 from lact_asr.inference.inference_setup import fill_in_defaults, make_recogniser
-from lact_asr.inference.language_model import load_language_model
-from lact_asr.inference.ttt_statistics import STATISTICS_NAME, load_statistics
+from lact_asr.inference.language_models.language_model import load_language_model
+from lact_asr.inference.results.results_file import read_results
+from lact_asr.inference.ttt.statistics import STATISTICS_NAME, load_statistics
 
 
 @pytest.fixture

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from lact_asr.errors import InputError
 from lact_asr.fast_weight_ops import newton_schulz
-from lact_asr.inference.ttt_objectives import suta_objective
-from lact_asr.inference.ttt_outcome import TTTOutcome
+from lact_asr.inference.ttt.objectives import suta_objective
+from lact_asr.inference.ttt.outcome import TTTOutcome
+from lact_asr.inference.ttt.settings import TTTSettings
+from lact_asr.inference.ttt.step import OBJECTIVES, Rows
 from lact_asr.inference.ttt_procedure import TestTimeTrainer
-from lact_asr.inference.ttt_settings import TTTSettings
-from lact_asr.inference.ttt_step import OBJECTIVES, Rows
 from lact_asr.lact_layer import LaCTLayer
 from lact_asr.masking import span_mask
 from lact_asr.ttt_names import OPTIMIZERS

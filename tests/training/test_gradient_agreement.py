@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from lact_asr.checkpoint import save_checkpoint
-from lact_asr.inference.ttt_objectives import suta_objective
-from lact_asr.inference.ttt_settings import TTTSettings
+from lact_asr.inference.ttt.objectives import suta_objective
+from lact_asr.inference.ttt.settings import TTTSettings
 from lact_asr.text import build_vocabulary
 from lact_asr.training.gradient_agreement import batch_cosines, groups_of, main
 from lact_asr.training.training_losses import TrainingLosses

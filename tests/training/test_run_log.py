@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from lact_asr.atomic_files import write_json
 from lact_asr.errors import InputError
-from lact_asr.json_files import write_json
 from lact_asr.training.run_log import RunLog, describe_run, prepare_output_dir
 from lact_asr.training.training_state import Progress
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lact_asr.inference.ttt_objectives import suta_objective
+from lact_asr.inference.ttt.objectives import suta_objective
 from lact_asr.inference.ttt_procedure import TestTimeTrainer
 from lact_asr.training.training_losses import TrainingLosses
 from lact_asr.ttt_names import OPTIMIZERS

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lact_asr.inference.ctc_paths import spelled_labels
+from lact_asr.inference.alignment.ctc_paths import spelled_labels
 from lact_asr.metrics import count_word_errors
 from lact_asr.training import word_error_loss
 from lact_asr.training.word_error_loss import expected_word_errors

@@ -3,7 +3,7 @@
 import pytest
 
 from lact_asr.errors import InputError
-from lact_asr.inference.evaluation import UtteranceResult
+from lact_asr.inference.results.utterance_result import UtteranceResult
 from lact_asr.inference.robustness.summary import AVERAGE, summary_rows
 from lact_asr.inference.robustness.systems import Outcome
 

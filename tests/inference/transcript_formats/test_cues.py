@@ -7,8 +7,8 @@ import itertools
 import numpy as np
 import pytest
 
+from lact_asr.inference.alignment.word_times import Word
 from lact_asr.inference.transcript_formats.cues import Cue, CueLayout, make_cues
-from lact_asr.inference.word_times import Word
 
 
 def speech(text: str, pauses: dict[int, float] | None = None, start: float = 0.5) -> list[Word]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from lact_asr.errors import InputError
+from lact_asr.inference.alignment.word_times import TimedTranscript, Word
 from lact_asr.inference.transcript_formats.formats import (
     FORMATS,
     check_destination,
@@ -16,7 +17,6 @@ from lact_asr.inference.transcript_formats.formats import (
     write_transcripts,
 )
 from lact_asr.inference.transcript_formats.subtitles import clock
-from lact_asr.inference.word_times import TimedTranscript, Word
 
 CAT = TimedTranscript(
     "talks/a cat.wav",
@@ -141,7 +141,7 @@ def test_destinations_that_cannot_be_written(tmp_path):
 
 
 def test_results_without_word_times_are_refused_and_failures_left_out():
-    from lact_asr.inference.evaluation import UtteranceResult
+    from lact_asr.inference.results.utterance_result import UtteranceResult
 
     timed = UtteranceResult("a", None, "THE", words=(Word("THE", 0.0, 0.5),), audio_seconds=1.0)
     failed = UtteranceResult("b", None, message="a.wav is empty")

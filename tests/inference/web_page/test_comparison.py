@@ -8,11 +8,11 @@ import torch
 
 from lact_asr.checkpoint import load_checkpoint
 from lact_asr.errors import InputError
+from lact_asr.inference.alignment.word_times import Word
 from lact_asr.inference.decoding import make_decoder
 from lact_asr.inference.recogniser import Recogniser
-from lact_asr.inference.ttt_settings import TTTSettings
+from lact_asr.inference.ttt.settings import TTTSettings
 from lact_asr.inference.web_page.comparison import Comparison, Version, compare, differing_words
-from lact_asr.inference.word_times import Word
 
 
 @pytest.fixture
