@@ -249,6 +249,14 @@ def _add_ttt(group: argparse._ArgumentGroup) -> None:
         help="leave out of the gradient what each frame does to the fast weights that others are read with: a step costs less",
     )
     group.add_argument(
+        "--ttt_frozen_layers",
+        type=int,
+        default=None,
+        metavar="N",
+        help="the front end's N lowest layers do not adapt, whatever --ttt_parameters says: they run once an utterance, so a step costs "
+        "less (default: 0)",
+    )
+    group.add_argument(
         "--ttt_keep",
         choices=tuple(KEEP),
         default=None,

@@ -230,11 +230,12 @@ def describe_recogniser(arguments: argparse.Namespace) -> str:
         return f"{decoding} TTT: {arguments.ttt_recipe.describe()}.{kept}"
     rate = "learned rates" if arguments.ttt_learning_rate is None else f"{arguments.ttt_learning_rate:g}"
     control = "" if arguments.ttt_control is None else f" Control: {CONTROLS[arguments.ttt_control]}."
+    frozen = f" without {arguments.ttt_frozen_layers} lowest layers" if arguments.ttt_frozen_layers else ""
     constant = ", fast-weight updates constant" if arguments.ttt_constant_updates else ""
     return (
         f"{decoding} TTT: {arguments.ttt_loss_type}, {arguments.ttt_steps} "
         f"step{'s' * (arguments.ttt_steps != 1)} of {arguments.ttt_optimizer} at {rate} "
-        f"on {arguments.ttt_parameters}{constant}{_scope_in_words(arguments)}.{kept}{control}"
+        f"on {arguments.ttt_parameters}{frozen}{constant}{_scope_in_words(arguments)}.{kept}{control}"
     )
 
 
@@ -270,6 +271,7 @@ def _ttt_settings(arguments: argparse.Namespace, config: HybridASRConfig) -> TTT
         chunk_size=arguments.ttt_chunk_size,
         seed=arguments.seed,
         constant_updates=bool(arguments.ttt_constant_updates),
+        frozen_layers=arguments.ttt_frozen_layers or 0,
         control=arguments.ttt_control,
     )
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lact_asr.inference.alignment.ctc_paths import spelled_labels
 from lact_asr.inference.ttt.copies import Copies, lent, parameter_copies, takes_copies_of_rows
+from lact_asr.inference.ttt.frozen_layers import layers_below, remembered
 from lact_asr.inference.ttt.objectives import all_finite
 from lact_asr.inference.ttt.optimizers import InnerOptimizer
 from lact_asr.inference.ttt.outcome import AdaptedState, TTTOutcome
@@ -68,6 +69,7 @@ class TestTimeTrainer:
         adaptations = [stage.adaptation for stage in self.stages]
         self.parameters = {name: value for one in adaptations for name, value in one.parameters.items()}
         self.front_end = next((one.front_end for one in adaptations if one.front_end is not None), None)
+        self._frozen = layers_below(model, self.parameters)
         self._needs_teacher = any(one.loss.head for one in adaptations)
 
     def adapt(
@@ -160,6 +162,7 @@ class TestTimeTrainer:
             _uncached_autocast(next(self.model.parameters()).device),
             lent(self.model),
             constant_updates(self.model) if any(s.constant_updates for s in self.settings) else nullcontext(),
+            remembered(self._frozen),
             parameter_copies(self.model, self.parameters, rows, self.front_end) as copies,
         ):
             yield copies

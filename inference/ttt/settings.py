@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lact_asr.configuration_hybrid_asr import HybridASRConfig
 from lact_asr.errors import InputError
 from lact_asr.inference.ttt.copies import Copies, parameter_copies
+from lact_asr.inference.ttt.frozen_layers import without_layers
 from lact_asr.inference.ttt.optimizers import InnerOptimizer
 from lact_asr.inference.ttt.step import Guides, WeightedSum
 from lact_asr.modeling_hybrid_asr import HybridASRForCTC
@@ -42,6 +43,8 @@ class TTTSettings:
         seed: of the masks; each utterance starts from it, so that its result does not depend on the others.
         constant_updates: gradients take what tokens do to fast weights for constant (`lact_asr.lact_layer.constant_updates`), which
             costs less; one stage's choice is all stages'.
+        frozen_layers: how many of the front end's lowest layers do not adapt, whatever ``parameters`` says; they run once an utterance,
+            which makes each step cheaper.
         max_change: the largest ‖W − W₀‖ / ‖W₀‖ of an adaptation that counts; None for any.
         control: for experiments, one of `lact_asr.ttt_names.CONTROLS`: a step that must not help; None for none.
 
@@ -64,6 +67,7 @@ class TTTSettings:
     beam_size: int = 1
     population: int = 50
     constant_updates: bool = False
+    frozen_layers: int = 0
     max_change: float | None = None
     control: str | None = None
 
@@ -74,6 +78,8 @@ class TTTSettings:
             raise InputError(f"Unknown TTT optimizer {self.optimizer!r}; choose {', '.join(known)}.")
         if self.steps < 0:
             raise InputError(f"TTT needs 0 or more steps, not {self.steps}.")
+        if self.frozen_layers < 0:
+            raise InputError(f"TTT freezes 0 or more layers of the front end, not {self.frozen_layers}.")
         if self.learning_rate is not None and not 0 < self.learning_rate <= HIGHEST_LEARNING_RATE:
             raise InputError(
                 f"The learning rate of TTT must be above 0 and at most {HIGHEST_LEARNING_RATE:g}, not {self.learning_rate}."
@@ -177,8 +183,8 @@ class Adaptation:
         self._check_chunks()
         _, first = self.loss.terms[0]
         self.groups = settings.parameters or available_groups(model, self.loss.parameters)
-        self.parameters = select_parameters(model, self.groups)
-        self.front_end = front_end_of(model) if FEATURE_OFFSET in self.groups else None
+        self.parameters = without_layers(select_parameters(model, self.groups), model, settings.frozen_layers)
+        self.front_end = front_end_of(model)[1] if FEATURE_OFFSET in self.groups else None
         self.names = {*self.parameters, *({FEATURE_OFFSET} & set(self.groups))}
         self.rates = self._rates(first.learning_rate)
 
