@@ -2,13 +2,15 @@
 
 import os
 import re
+import shutil
 import stat
 from pathlib import Path
 
 import pytest
 
-from lact_asr.errors import EXIT_BAD_INPUT
+from lact_asr.errors import EXIT_BAD_INPUT, InputError
 from lact_asr.inference.build_language_model import main
+from lact_asr.inference.language_models.kenlm_programs import estimate_with_lmplz
 from lact_asr.inference.language_models.language_model import load_language_model
 
 pytest.importorskip("kaldingram")
@@ -27,6 +29,12 @@ def text(tmp_path) -> Path:
     path = tmp_path / "text.txt"
     path.write_text("\n".join(TEXT))
     return path
+
+
+def needs(program: str) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(
+        shutil.which(program) is None, reason=f"{program}, a program of KenLM's, is not on the path"
+    )
 
 
 def build(text, output, *flags) -> int:
@@ -110,3 +118,46 @@ def test_what_a_program_of_kenlms_complains_of_is_said(text, tmp_path, capsys, m
     assert build(text, tmp_path / "lm.bin") == EXIT_BAD_INPUT
     assert "build_binary failed: no space left" in capsys.readouterr().err
     assert not (tmp_path / "lm.bin").exists()
+
+
+@needs("lmplz")
+def test_lmplz_estimates_what_kaldingram_does(text, tmp_path, capsys):
+    assert build(text, tmp_path / "lmplz.arpa", "--estimator", "lmplz", "--held_out", text) == 0
+    assert "3-gram model of" in capsys.readouterr().out
+    assert build(text, tmp_path / "kaldingram.arpa") == 0
+    ours, theirs = (load_language_model(tmp_path / f"{name}.arpa") for name in ("kaldingram", "lmplz"))
+    assert ours.words == theirs.words
+    assert ngram_counts(tmp_path / "lmplz.arpa") == ngram_counts(tmp_path / "kaldingram.arpa")
+    for history in ((), ("THE",), ("LOOKS", "AT")):
+        assert distribution(theirs, history) == pytest.approx(1, abs=1e-4)
+    perplexities = [model.measure([line.upper() for line in TEXT]).perplexity for model in (ours, theirs)]
+    assert perplexities[1] == pytest.approx(
+        perplexities[0], rel=0.3
+    )  # modified Kneser-Ney against one discount an order
+
+
+@needs("lmplz")
+def test_lmplz_takes_a_vocabulary_and_a_pruning(text, tmp_path):
+    flags = ("--estimator", "lmplz", "--vocabulary_size", 6)
+    assert build(text, tmp_path / "lm.arpa", *flags) == 0
+    assert build(text, tmp_path / "pruned.arpa", *flags, "--prune_threshold", 1e-2) == 0
+    model = load_language_model(tmp_path / "lm.arpa")
+    assert len(model.words) == 6
+    assert distribution(model, ("THE",)) == pytest.approx(1, abs=1e-4)
+    assert sum(ngram_counts(tmp_path / "pruned.arpa")) < sum(ngram_counts(tmp_path / "lm.arpa"))
+
+
+@needs("lmplz")
+def test_what_lmplz_refuses_is_said(tmp_path):
+    with pytest.raises(InputError, match="lmplz failed"):
+        estimate_with_lmplz(["A <s> B"], tmp_path / "lm.arpa", 3)
+
+
+@needs("build_binary")
+def test_a_binary_scores_as_its_arpa_file(text, tmp_path):
+    assert build(text, tmp_path / "lm.arpa") == 0
+    assert build(text, tmp_path / "lm.bin") == 0
+    arpa, binary = load_language_model(tmp_path / "lm.arpa"), load_language_model(tmp_path / "lm.bin")
+    assert binary.words == arpa.words
+    for sentence in ("THE BIRD SINGS IN MY HOUSE", "A ZEBRA"):
+        assert binary.model.score(sentence) == pytest.approx(arpa.model.score(sentence), abs=1e-4)

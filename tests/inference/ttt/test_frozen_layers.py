@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import Wav2Vec2Config, Wav2Vec2ForCTC
 
 from lact_asr.errors import InputError
 from lact_asr.inference.ttt import frozen_layers
@@ -12,16 +11,7 @@ from lact_asr.inference.ttt.frozen_layers import layers_below, remembered, witho
 from lact_asr.inference.ttt.settings import TTTSettings
 from lact_asr.inference.ttt_procedure import TestTimeTrainer
 from lact_asr.ttt_names import FEATURE_OFFSET
-from lact_asr.ttt_parameters import select_parameters
-
-
-def small_wav2vec2() -> Wav2Vec2ForCTC:
-    torch.manual_seed(0)
-    config = Wav2Vec2Config(
-        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, conv_dim=(8,) * 7,
-        num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4, vocab_size=8, feat_extract_norm="layer",
-    )  # fmt: skip
-    return Wav2Vec2ForCTC(config).double().eval()
+from lact_asr.ttt_parameters import front_end_of, select_parameters
 
 
 def passes_of(layers) -> list[int]:
@@ -94,9 +84,10 @@ def test_layers_below_what_adapts_run_once(speaking_model, rows, settings, froze
     assert all(count > 1 for count in counts[frozen:])
 
 
-def test_a_transformers_model_remembers_its_layers(rows):
-    model = small_wav2vec2()
-    counts = passes_of(model.wav2vec2.feature_extractor.conv_layers)
+def test_transformers_models_remember_their_layers(transformers_model, family, rows):
+    model = transformers_model(family).double()
+    _, front_end = front_end_of(model)
+    counts = passes_of(front_end.conv_layers)
     settings = TTTSettings("entropy", steps=2, learning_rate=1e-3, parameters=("norms", "front_end"), frozen_layers=3)
     outcome = TestTimeTrainer(model, settings).adapt(rows[0][0])
     assert len(outcome.losses) == 2
