@@ -1,9 +1,17 @@
-"""What softmax attention needs beside the library's kernel: rotary positions, and who may attend to whom."""
+"""What softmax attention needs beside the library's kernel: rotary positions, who may attend to whom, and short windows."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
+from einops import rearrange
 from torch import Tensor
+from torch.nn import functional
+
+SMALLEST_BLOCK = (
+    32  # queries; smaller ones, and ones of 64 and 128, took longer on a CPU at windows of 16 and 32 frames
+)
 
 
 def rotate(tensor: Tensor, theta: float) -> Tensor:
@@ -21,16 +29,32 @@ def rotate(tensor: Tensor, theta: float) -> Tensor:
     return torch.cat((first * cosine - second * sine, second * cosine + first * sine), dim=-1)
 
 
-def allowed_pairs(frame_mask: Tensor, window_size: int) -> Tensor | None:
+@dataclass(frozen=True)
+class BlockWindows:
+    """A window over long rows: blocks of S queries, each with the S + 2 · reach keys around it.
+
+    Attributes:
+        reach: how far a frame sees to either side.
+        allowed: [B · blocks, 1, S, S + 2 · reach] bool, which query may attend to which key.
+    """
+
+    reach: int
+    allowed: Tensor
+
+
+def allowed_pairs(frame_mask: Tensor, window_size: int) -> Tensor | BlockWindows | None:
     """Which frame may attend to which, once for all layers.
 
     Args:
-        frame_mask: [B, T] bool, true for real frames.
+        frame_mask: [B, T] bool, true for real frames, which come first in each row.
         window_size: width of the window in frames, centred on the query; -1 attends to the whole row.
 
     Returns:
-        [B or 1, 1, T, T] bool, or None where every pair is allowed (attention without a mask is faster).
+        [B or 1, 1, T, T] bool, `BlockWindows` where the window is far shorter than T, or None where every pair is allowed
+        (attention without a mask is faster).
     """
+    if goes_by_blocks(frame_mask.shape[1], window_size):
+        return _block_windows(frame_mask, window_size // 2)
     allowed = None
     if window_size != -1:
         position = torch.arange(frame_mask.shape[1], device=frame_mask.device)
@@ -40,3 +64,59 @@ def allowed_pairs(frame_mask: Tensor, window_size: int) -> Tensor | None:
         # A query with nothing to attend to would be NaN: padded ones may see everything, and nobody reads them.
         allowed = allowed | ~frame_mask[:, :, None]
     return None if allowed is None else allowed[:, None]
+
+
+def goes_by_blocks(frames: int, window_size: int) -> bool:
+    """Whether a window is so much shorter than the row that blocks pay: the work then grows with T, not with T²."""
+    reach = window_size // 2
+    return window_size != -1 and frames > 2 * (max(SMALLEST_BLOCK, reach) + 2 * reach)
+
+
+def _block_windows(frame_mask: Tensor, reach: int) -> BlockWindows:
+    size = max(SMALLEST_BLOCK, reach)
+    query = torch.arange(size, device=frame_mask.device)[:, None]
+    key = torch.arange(-reach, size + reach, device=frame_mask.device)
+    real = _blocks(frame_mask, size)
+    allowed = ((query - key).abs() <= reach) & _with_neighbours(real, reach)[:, None, :]
+    return BlockWindows(reach, (allowed | ~real.flatten(0, 1)[:, :, None])[:, None])
+
+
+def attend(
+    queries: Tensor, keys: Tensor, values: Tensor, allowed: Tensor | BlockWindows | None, dropout: float = 0.0
+) -> Tensor:
+    """Softmax attention, softmax(q kᵀ / √d) v over the allowed pairs.
+
+    Args:
+        queries, keys, values: [B, heads, T, d].
+        allowed: of `allowed_pairs`.
+        dropout: probability of leaving out a pair.
+
+    Returns:
+        [B, heads, T, d].
+    """
+    if not isinstance(allowed, BlockWindows):
+        return functional.scaled_dot_product_attention(queries, keys, values, attn_mask=allowed, dropout_p=dropout)
+    rows, _, frames, _ = queries.shape
+    size = allowed.allowed.shape[-2]
+    queries, keys, values = (_blocks(tensor.transpose(1, 2), size) for tensor in (queries, keys, values))
+    queries = queries.flatten(0, 1)
+    keys, values = (_with_neighbours(tensor, allowed.reach) for tensor in (keys, values))
+    attended = functional.scaled_dot_product_attention(
+        *(tensor.transpose(1, 2) for tensor in (queries, keys, values)), attn_mask=allowed.allowed, dropout_p=dropout
+    )
+    return rearrange(attended, "(b c) n s d -> b n (c s) d", b=rows)[:, :, :frames]
+
+
+def _blocks(tensor: Tensor, size: int) -> Tensor:
+    """[B, T, ...] -> [B, blocks, size, ...], the last block filled up with zeros."""
+    missing = -tensor.shape[1] % size
+    tensor = functional.pad(tensor, (0, 0) * (tensor.ndim - 2) + (0, missing))
+    return tensor.unflatten(1, (-1, size))
+
+
+def _with_neighbours(blocks: Tensor, reach: int) -> Tensor:
+    """[B, blocks, S, ...] -> [B · blocks, S + 2 · reach, ...]: what lies around each block; zeros beyond the row's ends."""
+    size, below = blocks.shape[2], (0, 0) * (blocks.ndim - 2)
+    before = functional.pad(blocks[:, :-1, size - reach :], (*below, 1, 0))
+    after = functional.pad(blocks[:, 1:, :reach], (*below, 0, 1))
+    return torch.cat((before, blocks, after), dim=2).flatten(0, 1)

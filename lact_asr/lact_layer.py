@@ -11,7 +11,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lact_asr.attention import rotate
+from lact_asr.attention import BlockWindows, attend, rotate
 from lact_asr.configuration_hybrid_asr import HybridASRConfig
 from lact_asr.fast_weight_ops import chosen_backend, fast_weight_apply, fast_weight_gradients, muon_step, row_norms
 from lact_asr.fast_weight_state import FastWeightState, Weights
@@ -46,7 +46,7 @@ class LaCTLayer(nn.Module):
         self,
         hidden_states: Tensor,
         frame_mask: Tensor,
-        allowed_pairs: Tensor | None = None,
+        allowed_pairs: Tensor | BlockWindows | None = None,
         state: FastWeightState | None = None,
     ) -> tuple[Tensor, FastWeightState | None]:
         """Mix the frames of each row by attention and by fast weights.
@@ -69,18 +69,17 @@ class LaCTLayer(nn.Module):
             fast, state = self._fast_weights(hidden_states, queries, keys, values, frame_mask, state, dtype)
         return self.output(attended + fast.to(attended.dtype)), state
 
-    def attention(self, queries: Tensor, keys: Tensor, values: Tensor, allowed_pairs: Tensor | None) -> Tensor:
+    def attention(
+        self, queries: Tensor, keys: Tensor, values: Tensor, allowed_pairs: Tensor | BlockWindows | None
+    ) -> Tensor:
         """Softmax attention among the frames of [B, T, hidden_size] tensors, which `forward` and streams share."""
         config = self.config
         queries, keys, values = (
             rearrange(tensor, "b t (n d) -> b n t d", n=config.num_attn_heads) for tensor in (queries, keys, values)
         )
-        attended = functional.scaled_dot_product_attention(
-            rotate(queries, config.rope_theta),
-            rotate(keys, config.rope_theta),
-            values,
-            attn_mask=allowed_pairs,
-            dropout_p=config.attention_dropout if self.training else 0.0,
+        dropout = config.attention_dropout if self.training else 0.0
+        attended = attend(
+            rotate(queries, config.rope_theta), rotate(keys, config.rope_theta), values, allowed_pairs, dropout
         )
         return rearrange(attended, "b n t d -> b t (n d)")
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, initialization
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 
-from lact_asr.attention import allowed_pairs
+from lact_asr.attention import BlockWindows, allowed_pairs
 from lact_asr.configuration_hybrid_asr import HybridASRConfig
 from lact_asr.fast_weight_state import FastWeightState
 from lact_asr.lact_layer import FastWeightGate, InitialFastWeights, LaCTLayer
@@ -63,7 +63,11 @@ class LaCTBlock(GradientCheckpointingLayer):
         self.dropout = nn.Dropout(config.hidden_dropout)
 
     def forward(
-        self, hidden_states: Tensor, frame_mask: Tensor, allowed: Tensor | None, state: FastWeightState | None
+        self,
+        hidden_states: Tensor,
+        frame_mask: Tensor,
+        allowed: Tensor | BlockWindows | None,
+        state: FastWeightState | None,
     ) -> tuple[Tensor, FastWeightState | None]:
         """[B, T, hidden_size] -> the same shape and the layer's fast weights; see `LaCTLayer.forward`."""
         mixed, state = self.layer(self.layer_norm(hidden_states), frame_mask, allowed, state)

@@ -1,11 +1,11 @@
-"""Rotary positions and the mask of who may attend to whom."""
+"""Rotary positions, the mask of who may attend to whom, and windows by blocks."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from lact_asr.attention import allowed_pairs, rotate
+from lact_asr.attention import BlockWindows, allowed_pairs, attend, goes_by_blocks, rotate
 
 
 def mask_of(lengths: list[int], frames: int) -> torch.Tensor:
@@ -72,3 +72,56 @@ def test_real_frames_never_see_padding_and_always_see_themselves(window_size):
             assert allowed[row, 0, query].nonzero().flatten().tolist() == keys
             assert query in keys
         assert allowed[row, 0, length:].any(dim=-1).all(), "a query that sees nothing would be NaN"
+
+
+# Windows by blocks
+
+
+def dense_pairs(frame_mask: torch.Tensor, window_size: int) -> torch.Tensor:
+    position = torch.arange(frame_mask.shape[1])
+    near = (position[:, None] - position).abs() <= window_size // 2
+    return ((near & frame_mask[:, None, :]) | ~frame_mask[:, :, None])[:, None]
+
+
+def test_blocks_are_for_rows_much_longer_than_the_window():
+    assert not goes_by_blocks(10_000, -1)
+    assert goes_by_blocks(129, 32)
+    assert not goes_by_blocks(128, 32)
+    assert isinstance(allowed_pairs(mask_of([200, 90], 200), 32), BlockWindows)
+    assert isinstance(allowed_pairs(mask_of([100, 90], 100), 32), torch.Tensor)
+
+
+@pytest.mark.parametrize("frames", [159, 160, 161, 399])
+@pytest.mark.parametrize("window_size", [1, 16, 33, 100])
+def test_blocks_give_what_the_whole_matrix_gives(frames, window_size):
+    mask = mask_of([frames, 70, 0, frames - 5], frames)
+    allowed = allowed_pairs(mask, window_size)
+    if not isinstance(allowed, BlockWindows):
+        assert window_size == 100
+        pytest.skip(f"{frames} frames are not long beside a window of {window_size}")
+    dense = dense_pairs(mask, window_size)
+    tensors = [torch.randn(4, 2, frames, 6, dtype=torch.float64) for _ in range(3)]
+    weights = torch.randn(4, 2, frames, 6, dtype=torch.float64) * mask[:, None, :, None]  # nobody reads padding
+    results = []
+    for pairs in (allowed, dense):
+        inputs = [tensor.clone().requires_grad_() for tensor in tensors]
+        attended = attend(*inputs, pairs)
+        assert attended.isfinite().all()
+        results.append((attended * mask[:, None, :, None], *torch.autograd.grad((attended * weights).sum(), inputs)))
+    for mine, expected in zip(*results, strict=True):
+        torch.testing.assert_close(mine, expected, atol=1e-12, rtol=1e-10)
+
+
+def test_what_lies_in_padding_changes_nothing():
+    mask = mask_of([200, 90], 200)
+    tensors = [torch.randn(2, 2, 200, 8) for _ in range(3)]
+    others = [torch.where(mask[:, None, :, None], tensor, 1e6) for tensor in tensors]
+    real = mask[:, None, :, None].expand(-1, 2, -1, 8)
+    allowed = allowed_pairs(mask, 16)
+    assert torch.equal(attend(*tensors, allowed)[real], attend(*others, allowed)[real])
+
+
+def test_blocks_take_longer_rows_in_proportion():
+    """The pairs that are computed, for rows of twice the length: twice as many."""
+    short, long = (allowed_pairs(mask_of([frames], frames), 32).allowed.numel() for frames in (640, 1280))
+    assert long == 2 * short < 1280 * 1280 / 5
