@@ -3,7 +3,8 @@
     python -m benchmarks.adaptation --checkpoint demo_output/model/best_model.pt --data_dir demo_output/corpus --subset test-generated
 
 The same recordings are transcribed greedily in batches of several sizes, without and with entropy steps on norms and front end, these
-with full gradients and with constant updates (--ttt_constant_updates). Times are CPU seconds of one thread from samples to text,
+with full gradients, with constant updates (--ttt_constant_updates), and with these and the lowest layer frozen
+(--ttt_frozen_layers 1). Times are CPU seconds of one thread from samples to text,
 medians over repetitions in which every combination has its turn, so that other work on the machine slows all of them alike. Batches
 are of similar durations, as those of the inference command. --seconds joins the recordings and cuts them anew: with nothing padded and
 the same total of frames, what is left between batch sizes is the overhead of operators, whose share falls with the duration. Writes
@@ -64,14 +65,16 @@ def read_recordings(args: argparse.Namespace) -> list[list[np.ndarray]]:
 
 
 def make_recognisers(checkpoint_path: str, steps: Sequence[int]) -> dict[str, Recogniser]:
-    """Greedy recognisers by name: without test-time training, and for each number of steps with both kinds of gradients."""
+    """Greedy recognisers by name: without test-time training, and for each number of steps as dear and as cheap as they come."""
     checkpoint = load_checkpoint(checkpoint_path)
     decoder = make_decoder(checkpoint.processor.vocabulary, checkpoint.model.config.ctc_blank_id, beam_size=1)
     settings = {PLAIN: None}
     for count in steps:
         name = f"{count} step{'s' * (count != 1)}"
+        sparing = {"constant_updates": True}
         settings[name] = TTTSettings("entropy", steps=count)
-        settings[f"{name}, constant updates"] = TTTSettings("entropy", steps=count, constant_updates=True)
+        settings[f"{name}, constant updates"] = TTTSettings("entropy", steps=count, **sparing)
+        settings[f"{name}, and a frozen layer"] = TTTSettings("entropy", steps=count, frozen_layers=1, **sparing)
     return {name: Recogniser(checkpoint, decoder, setting) for name, setting in settings.items()}
 
 
