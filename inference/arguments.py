@@ -133,7 +133,7 @@ def _add_decoding(group: argparse._ArgumentGroup) -> None:
         "--n_best",
         type=int,
         default=1,
-        help="transcripts to give for each recording, best first (default: %(default)s)",
+        help="transcripts to give for each recording, best first; one where it was cut at silences (default: %(default)s)",
     )
     group.add_argument(
         "--decoding_processes",
@@ -154,7 +154,7 @@ def _add_long_recordings(group: argparse._ArgumentGroup) -> None:
         "--segment_seconds",
         type=float,
         default=30.0,
-        help="files longer than this are cut at silences into pieces of at most this; --batch_size pieces are transcribed at once, "
+        help="files longer than this (utterances of a corpus: longer than this and a minute) are cut at silences into pieces of at most this; --batch_size pieces are transcribed at once, "
         "and TTT adapts to each; inf never cuts (default: %(default)s)",
     )
     group.add_argument(
@@ -339,6 +339,10 @@ def _check(arguments: argparse.Namespace) -> None:
         raise InputError(
             "--greedy has one transcript and knows no hot words: leave out --greedy, or --n_best and --hot_words."
         )
+    if arguments.n_best > arguments.beam_size and not arguments.greedy:
+        raise InputError(f"--n_best {arguments.n_best} needs --beam_size {arguments.n_best} or more.")
+    if arguments.n_best > 1 and arguments.output_format not in (None, "jsonl"):
+        raise InputError(f"--output_format {arguments.output_format} holds one transcript: leave out --n_best.")
     if not arguments.segment_seconds >= 4:  # half of it is searched for a pause
         raise InputError(f"--segment_seconds must be 4 or more (inf never cuts), not {arguments.segment_seconds:g}.")
     if not arguments.pause_seconds >= 0.2:  # shorter silences are parts of words

@@ -31,6 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     from lact_asr.inference.long_audio.long_recordings import Cutting, PiecewiseRecogniser
 
     utterances, corpus = list_utterances(arguments)
+    _refuse_to_overwrite_input(arguments)
     if arguments.output_format is not None:
         check_destination(arguments.output_format, arguments.output, [utterance.id for utterance in utterances])
     if len(utterances) == 1:
@@ -58,6 +59,14 @@ def main(argv: list[str] | None = None) -> int:
         paths += write_transcripts(timed_transcripts(results), arguments.output_format, arguments.output)
     _report_run(results, arguments, recogniser.refusals, paths)
     return 0
+
+
+def _refuse_to_overwrite_input(arguments: argparse.Namespace) -> None:
+    if arguments.output is None:
+        return
+    inputs = [*(arguments.audio_file or ()), arguments.checkpoint, arguments.lm_path]
+    if any(Path(path).resolve() == arguments.output.resolve() for path in inputs if Path(path).is_file()):
+        raise InputError(f"--output {arguments.output} is also read: choose another file.")
 
 
 def _results_writer(path: Path | None, arguments: argparse.Namespace) -> AbstractContextManager[ResultsWriter | None]:

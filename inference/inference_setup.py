@@ -8,16 +8,18 @@ import copy
 import dataclasses
 import functools
 import json
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from transformers.utils import cached_file
 
 from lact_asr.audio import find_audio_files
 from lact_asr.checkpoint import LoadedCheckpoint
 from lact_asr.configuration_hybrid_asr import HybridASRConfig
-from lact_asr.data.corpora import Corpus, load_corpus, read_cut, transcript
+from lact_asr.data.corpora import Corpus, load_corpus, transcript
 from lact_asr.errors import InputError
 from lact_asr.inference.alignment.ctc_paths import decoder_path
 from lact_asr.inference.decoding import (
@@ -30,7 +32,7 @@ from lact_asr.inference.decoding import (
 )
 from lact_asr.inference.evaluation import Utterance
 from lact_asr.inference.language_models.language_model import LanguageModel, load_language_model
-from lact_asr.inference.long_audio.long_recordings import read_or_defer
+from lact_asr.inference.long_audio.long_recordings import read_cut_or_defer, read_or_defer
 from lact_asr.inference.long_audio.voice_activity import choose_detector
 from lact_asr.inference.recogniser import Recogniser
 from lact_asr.inference.ttt.objectives import all_finite
@@ -43,6 +45,9 @@ from lact_asr.ttt_names import CONTROLS, KEEP, parse_groups
 
 LANGUAGE_MODEL_NAME = "lm.arpa"
 TUNED_WEIGHTS_NAME = "lm_weights.json"
+LONGEST_WHOLE_SECONDS = (
+    60.0  # of a corpus: its utterances are scored as they are, and LibriSpeech has some of 35 seconds
+)
 
 
 def choose_device(name: str) -> torch.device:
@@ -214,8 +219,9 @@ def describe_recogniser(arguments: argparse.Namespace) -> str:
             f"beam search, {arguments.beam_size} beams, language model {arguments.lm_path} "
             f"(weight {arguments.lm_weight:g}, word score {arguments.word_score:g})"
         )
-    elif arguments.beam_size > 1:
-        decoding = f"beam search, {arguments.beam_size} beams, no language model"
+    elif arguments.beam_size > 1 or arguments.hot_words:
+        beams = f"{arguments.beam_size} beam{'s' * (arguments.beam_size > 1)}"
+        decoding = f"beam search, {beams}, no language model"
     else:
         decoding = "greedy"
     if arguments.decoder != "pyctcdecode" and arguments.beam_size > 1:
@@ -292,8 +298,19 @@ def find_language_model(lm_path: str, checkpoint: str) -> LanguageModel | None:
 
 
 def _language_model_beside(checkpoint: str) -> str:
-    beside = checkpoint_folder(checkpoint) / LANGUAGE_MODEL_NAME
-    return str(beside) if Path(checkpoint).exists() and beside.is_file() else "none"
+    beside = companion(checkpoint, LANGUAGE_MODEL_NAME)
+    return "none" if beside is None else str(beside)
+
+
+def companion(checkpoint: str, name: str) -> Path | None:
+    """A file beside a checkpoint, or in a hub model's repository (from there it is fetched, or taken from the cache); None where there is none."""
+    if Path(checkpoint).exists():
+        path = checkpoint_folder(checkpoint) / name
+        return path if path.is_file() else None
+    with contextlib.suppress(OSError):  # the hub cannot be reached, and the model itself came from the cache
+        found = cached_file(checkpoint, name, _raise_exceptions_for_missing_entries=False)
+        return None if found is None else Path(found)
+    return None
 
 
 def _decoder(
@@ -331,13 +348,13 @@ def _load_decoder(vocabulary: dict[str, int], blank_id: int, lm_path: str, optio
 
 def tuned_weights(checkpoint: str, lm_path: str) -> dict[str, float]:
     """What `lact_asr.inference.tune_language_model` wrote beside the checkpoint; empty if not for this language model."""
-    folder = checkpoint_folder(checkpoint)
-    path = folder / TUNED_WEIGHTS_NAME
-    if not path.is_file():
+    path = companion(checkpoint, TUNED_WEIGHTS_NAME)
+    if path is None:
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        if (folder / content.get("language_model", LANGUAGE_MODEL_NAME)).resolve() != Path(lm_path).resolve():
+        tuned_for = path.parent / content.get("language_model", LANGUAGE_MODEL_NAME)
+        if tuned_for.absolute() != Path(lm_path).absolute() and tuned_for.resolve() != Path(lm_path).resolve():
             return {}
         return {key: float(content["best"][key]) for key in ("lm_weight", "word_score")}
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -352,7 +369,7 @@ def list_utterances(arguments: argparse.Namespace) -> tuple[list[Utterance], Cor
     """
     if arguments.data_dir is not None:
         corpus = load_corpus(arguments.data_dir, arguments.subset, arguments.dataset_type)
-        utterances = corpus_utterances(corpus)
+        utterances = corpus_utterances(corpus, max(arguments.segment_seconds, LONGEST_WHOLE_SECONDS))
     else:
         corpus = None
         paths = arguments.audio_file or find_audio_files(arguments.audio_dir)
@@ -368,13 +385,13 @@ def _printable(path: Path) -> str:
     return os.fsencode(path).decode(errors="backslashreplace")
 
 
-def corpus_utterances(corpus: Corpus) -> list[Utterance]:
-    """One `Utterance` for each cut of a corpus."""
+def corpus_utterances(corpus: Corpus, longest_seconds: float = math.inf) -> list[Utterance]:
+    """One `Utterance` for each cut of a corpus; those longer than ``longest_seconds`` are to be cut at silence."""
     return [
         Utterance(
             cut.id,
             transcript(cut),
-            functools.partial(read_cut, cut),
+            functools.partial(read_cut_or_defer, cut, longest_seconds),
             cut.supervisions[0].speaker,
             cut.duration,
         )

@@ -113,7 +113,7 @@ def make_decoder(
     language_model: LanguageModel | None = None,
     **search_options,
 ) -> Decoder:
-    """Choose a decoder: greedy for a beam of 1 without language model, else beam search with the other `SearchOptions`."""
-    if beam_size == 1 and language_model is None:
+    """Choose a decoder: greedy for a beam of 1 without language model and hot words, else beam search with the other `SearchOptions`."""
+    if beam_size == 1 and language_model is None and not search_options.get("hot_words"):
         return GreedyDecoder(vocabulary, blank_id)
     return BeamSearchDecoder(vocabulary, blank_id, language_model, beam_size=beam_size, **search_options)

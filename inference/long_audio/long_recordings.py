@@ -3,32 +3,45 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tqdm import tqdm
 
 from lact_asr.audio import SAMPLE_RATE_HZ, audio_blocks, audio_duration_seconds, read_audio
+from lact_asr.data.corpora import cut_samples, read_cut
 from lact_asr.errors import InputError
 from lact_asr.inference.evaluation import Answer, Hypotheses, Recognise
 from lact_asr.inference.long_audio.fast_weight_memory import FastWeightMemory
 from lact_asr.inference.long_audio.silence_cutting import Piece, cut_at_silence
 from lact_asr.inference.long_audio.voice_activity import make_voice_activity
 
+if TYPE_CHECKING:
+    from lhotse import MonoCut
+
 _MINUTES = "{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total:.1f} min of audio [{elapsed}<{remaining}]"
 
 
 @dataclass(frozen=True)
 class LongRecording:
-    """A recording too long to be held in memory; stands where shorter ones have their samples."""
+    """A recording too long to be recognised at once; stands where shorter ones have their samples.
+
+    Attributes:
+        path: of the file, or a name for people.
+        num_samples: at 16 kHz.
+        read: gives all samples, where the recording is a part of a file; None reads the file block by block.
+    """
 
     path: Path
     num_samples: int
+    read: Callable[[], np.ndarray] | None = None
 
     def __len__(self) -> int:
         """Samples at 16 kHz, as the header has it."""
@@ -36,7 +49,7 @@ class LongRecording:
 
     def blocks(self) -> Iterator[np.ndarray]:
         """Float32 [samples] each; see `lact_asr.audio.audio_blocks`."""
-        return audio_blocks(self.path)
+        return audio_blocks(self.path) if self.read is None else iter([self.read()])
 
 
 def read_or_defer(path: Path, longest_seconds: float) -> np.ndarray | LongRecording:
@@ -45,6 +58,16 @@ def read_or_defer(path: Path, longest_seconds: float) -> np.ndarray | LongRecord
     if seconds <= longest_seconds:
         return read_audio(path)
     return LongRecording(Path(path), round(seconds * SAMPLE_RATE_HZ))
+
+
+def read_cut_or_defer(cut: MonoCut, longest_seconds: float) -> np.ndarray | LongRecording:
+    """As `read_or_defer`, for an utterance of a corpus; what is a part of a file is read into memory before it is cut."""
+    if cut.duration <= longest_seconds:
+        return read_cut(cut)
+    source = cut.recording.sources[0].source
+    is_a_file = isinstance(source, str) and cut.start == 0 and cut.end >= cut.recording.duration
+    read = None if is_a_file else functools.partial(read_cut, cut)
+    return LongRecording(Path(source if is_a_file else cut.id), cut_samples(cut), read)
 
 
 @dataclass(frozen=True)

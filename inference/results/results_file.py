@@ -12,6 +12,7 @@ from lact_asr.inference.results.utterance_result import UtteranceResult, json_li
 from lact_asr.locks import open_alone
 
 _SETTINGS_KEY = "settings"
+_LONGEST_FIRST_LINE = 1 << 20
 
 
 def _parse_line(path: Path, number: int, line: bytes) -> UtteranceResult | dict:
@@ -36,6 +37,15 @@ def _parse_lines(path: Path, content: bytes) -> tuple[list[UtteranceResult], dic
     ]
     settings = next((line for line in lines if isinstance(line, dict)), None)
     return [line for line in lines if isinstance(line, UtteranceResult)], settings, complete_bytes
+
+
+def _may_be_results(first_line: bytes) -> bool:
+    """Whether a file that begins so is empty, a results file, or one whose first line was torn."""
+    try:
+        _parse_line(Path(), 1, first_line)
+    except InputError:
+        return first_line == b"" or (first_line.startswith(b'{"') and not first_line.endswith((b"\n", b"}")))
+    return True
 
 
 def read_results(path: str | Path) -> list[UtteranceResult]:
@@ -101,7 +111,7 @@ class ResultsWriter:
         except OSError as error:
             raise InputError(f"cannot write results file {self.path}: {error.strerror}") from error
         try:
-            keep_bytes = self._take_up_earlier_run() if self.resume else 0
+            keep_bytes = self._take_up_earlier_run() if self.resume else self._replace_earlier_run()
         except InputError:
             self._file.close()
             raise
@@ -109,6 +119,13 @@ class ResultsWriter:
         if not keep_bytes:
             self._append(json_line({_SETTINGS_KEY: self.settings}))
         return self
+
+    def _replace_earlier_run(self) -> int:
+        """Keep nothing; but a mistyped name must not cost anybody a recording or a checkpoint."""
+        self._file.seek(0)
+        if not _may_be_results(self._file.readline(_LONGEST_FIRST_LINE)):
+            raise InputError(f"{self.path} is there already and is no results file: choose another name, or remove it")
+        return 0
 
     def _take_up_earlier_run(self) -> int:
         self._file.seek(0)

@@ -326,6 +326,12 @@ FLAGS = {
     "corpus without subset": ({"audio_file": None, "data_dir": "."}, "--data_dir needs --subset"),
     "subset without corpus": ({"subset": "test-clean"}, "--subset needs --data_dir"),
     "greedy with a language model": ({"greedy": True, "lm_path": "english.arpa"}, "--greedy uses no language model"),
+    "results over the recording": ({"output": "good.wav"}, "--output good.wav is also read"),
+    "subtitles over the recording": ({"output": "good.wav", "output_format": "srt"}, "--output good.wav is also read"),
+    "results over the checkpoint": ({"output": "best_model.pt"}, "--output best_model.pt is also read"),
+    "results over something else": ({"output": "english.arpa"}, "english.arpa is there already and is no results file"),
+    "more transcripts than beams": ({"n_best": 5, "beam_size": 2}, "--n_best 5 needs --beam_size 5 or more"),
+    "subtitles of several transcripts": ({"n_best": 2, "output_format": "srt"}, "srt holds one transcript"),
     "resuming nothing": ({"resume": True}, "--resume needs --output"),
     "no samples": ({"max_samples": 0}, "--max_samples must be 1 or more, not 0"),
 }

@@ -119,6 +119,53 @@ def test_parts_of_a_long_recording(transcribe, saved_checkpoint, audio, tmp_path
     assert len(set(parts.values())) == 2
 
 
+def test_utterances_of_more_than_a_minute_are_cut_as_files_are(transcribe, saved_checkpoint, audio, tmp_path):
+    path = audio.write(tmp_path / "long.flac", 70)
+    (tmp_path / "corpus").mkdir()
+    entries = [{"id": "whole"}, {"id": "part", "offset": 2.0, "duration": 65.0}]
+    lines = [
+        json.dumps({"audio_filepath": str(path), "text": "SO MUCH", "duration": 70.0, **entry}) for entry in entries
+    ]
+    (tmp_path / "corpus" / "talks.jsonl").write_text("\n".join(lines))
+    subset = ("--data_dir", tmp_path / "corpus", "--dataset_type", "manifest", "--subset", "talks.jsonl")
+    file = transcribe("--checkpoint", saved_checkpoint, "--audio_file", path, "--greedy")
+    corpus = transcribe(
+        "--checkpoint", saved_checkpoint, *subset, "--greedy", "--word_times", "--output", tmp_path / "r.jsonl"
+    )
+    assert (file.code, corpus.code) == (0, 0)
+    whole, part = read_results(tmp_path / "r.jsonl")
+    assert whole.hypothesis == transcripts(file.out)[str(path)]
+    assert 60 < part.words[-1].end_seconds <= 65
+
+
+def test_hot_words_need_no_wide_beam(transcribe, saved_checkpoint, audio, tmp_path):
+    path = audio.write(tmp_path / "a.wav")
+    flags = ("--checkpoint", saved_checkpoint, "--audio_file", path, "--beam_size", 1)
+    heard = transcribe(*flags, "--hot_words", "ZORK")
+    assert "beam search, 1 beam, no language model, hot words ZORK" in heard.err
+    assert "Decoding: greedy." in transcribe(*flags).err
+
+
+def test_a_hub_model_brings_its_language_model_and_weights(saved_checkpoint, language_model, audio, tmp_path):
+    """From the cache, where a download leaves it: no network is needed."""
+    repository = tmp_path / "cache" / "models--someone--hybrid"
+    snapshot = repository / "snapshots" / "0123"
+    loaded = load_checkpoint(saved_checkpoint)
+    loaded.model.save_pretrained(snapshot)
+    loaded.processor.save_pretrained(snapshot)
+    shutil.copy(language_model, snapshot / "lm.arpa")
+    (snapshot / "lm_weights.json").write_text(json.dumps({"best": {"lm_weight": 0.25, "word_score": 1.5}}))
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0123")
+    command = [sys.executable, ROOT / "inference" / "hybrid_asr_inference.py", "--checkpoint", "someone/hybrid"]
+    done = subprocess.run(
+        [*map(str, command), "--audio_file", str(audio.write(tmp_path / "a.wav"))], capture_output=True, text=True,
+        env={**os.environ, "HF_HUB_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "lm.arpa (weight 0.25, word score 1.5)" in done.stderr
+
+
 def test_results_of_a_subset_go_beside_the_checkpoint(transcribe, with_language_model, librispeech):
     flags = ["--checkpoint", with_language_model, "--data_dir", librispeech, "--subset", "test-tiny"]
     for more in (["--greedy"], ["--beam_size", 4], ["--beam_size", 4, "--use_ttt"]):

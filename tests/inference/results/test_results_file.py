@@ -172,3 +172,23 @@ def test_folder_that_may_not_be_written(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(InputError, match="Permission denied"), ResultsWriter(tmp_path / "results.jsonl"):
         pass
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"RIFF$\x00\x00\x00WAVEfmt ", b'{\n  "hidden_size": 16\n}\n', b'{"hidden_size": 16}', b"THE CAT SAT\n", b"\n"],
+)
+def test_a_file_that_holds_no_results_is_not_replaced(tmp_path, content):
+    path = tmp_path / "mine"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="is there already and is no results file"), ResultsWriter(path):
+        pass
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("content", [b"", b'{"settings": {"beam', b'{"settings": {}}', b'{"settings": {}}\n'])
+def test_what_a_killed_run_left_is_replaced(tmp_path, content):
+    path = tmp_path / "results.jsonl"
+    path.write_bytes(content)
+    write(path, [GOOD])
+    assert read_results(path) == [GOOD]
