@@ -28,10 +28,9 @@ def main(argv: list[str] | None = None) -> int:
     _check_name(arguments.push_to_hub)
     if arguments.folder.exists():
         raise InputError(f"{arguments.folder} exists already; remove it or choose another folder.")
-    run = arguments.run.parent if arguments.run.is_file() else arguments.run
     name = arguments.push_to_hub or arguments.folder.name
     with replacing_folder(arguments.folder) as new:
-        export(run, new, name, arguments.results, arguments.license)
+        export(arguments.run, new, name, arguments.results, arguments.license)
     print(arguments.folder)
     if arguments.push_to_hub is not None:
         print(push(arguments.folder, arguments.push_to_hub, arguments.private))
@@ -53,7 +52,7 @@ def export(run: Path, folder: Path, name: str, results: list[Path], license: str
     """Fill a folder that `load_checkpoint` and Transformers' ``from_pretrained`` read.
 
     Args:
-        run: a run's folder, or one of ``save_pretrained``.
+        run: a run's folder, of which the best model is taken, one of its checkpoint files, or a folder of ``save_pretrained``.
         folder: where the files go; must be there.
         name: of the model in its card.
         results: results files of the inference command, for the card's table.
@@ -66,11 +65,12 @@ def export(run: Path, folder: Path, name: str, results: list[Path], license: str
     from lact_asr.inference.exporting.model_card import fill_model_card, read_run, read_scored_subset
 
     scored = [read_scored_subset(path) for path in results]
-    description = read_run(run)
+    run_folder = run.parent if run.is_file() else run
+    description = read_run(run_folder)
     checkpoint = load_checkpoint(run)
     checkpoint.model.save_pretrained(folder)
     checkpoint.processor.save_pretrained(folder)
-    has_language_model = _copy_language_model(run, folder)
+    has_language_model = _copy_language_model(run_folder, folder)
     characters = [token for token in checkpoint.processor.vocabulary if len(token) == 1 and token != "|"]
     card = fill_model_card(
         name,
@@ -130,7 +130,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         "run",
         type=Path,
         metavar="RUN",
-        help="a training run's folder or its best_model.pt, or a folder of save_pretrained",
+        help="a training run's folder (its best_model.pt), a .pt file of one, or a folder of save_pretrained",
     )
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="the folder to write")
     parser.add_argument(

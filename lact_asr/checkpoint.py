@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pickle
 import warnings
@@ -18,6 +19,7 @@ from lact_asr.processing_hybrid_asr import HybridASRProcessor, check_vocabulary
 
 FORMAT = "lact-asr checkpoint, version 1"
 BEST_MODEL = "best_model.pt"  # in the folder of a training run
+TRAINING_STATE = "lact-asr training state"  # begins the format of checkpoint_STEP.pt
 
 
 @dataclass
@@ -105,7 +107,9 @@ def save_checkpoint(path: Path, model: HybridASRForCTC, vocabulary: dict[str, in
 
 
 def load_checkpoint(name_or_path: str | os.PathLike) -> LoadedCheckpoint:
-    """Load a model for inference from ``best_model.pt`` or a run's folder, a `save_pretrained` folder or a hub name.
+    """Load a model for inference from a checkpoint file or a run's folder, a `save_pretrained` folder or a hub name.
+
+    Of a run's folder ``best_model.pt`` is taken; ``checkpoint_STEP.pt`` needs the ``config.json`` that lies beside it.
 
     Raises:
         InputError: one sentence that says why it cannot be used.
@@ -124,6 +128,8 @@ def load_checkpoint(name_or_path: str | os.PathLike) -> LoadedCheckpoint:
 
 def _load_file(path: Path) -> LoadedCheckpoint:
     content = load_torch_file(path)
+    if isinstance(content, dict) and str(content.get("format")).startswith(TRAINING_STATE):
+        content = _self_contained(content, path)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InputError(f"{path} is not a checkpoint written by train_hybrid_asr.py (no {FORMAT!r} in it).")
     for key in ("config", "vocabulary", "model"):
@@ -136,6 +142,19 @@ def _load_file(path: Path) -> LoadedCheckpoint:
     model.load_state_dict(content["model"])
     processor = HybridASRProcessor.from_vocabulary(content["vocabulary"], config.do_normalize)
     return LoadedCheckpoint(model.eval(), processor, content.get("notes", {}))
+
+
+def _self_contained(state: dict, path: Path) -> dict:
+    """A training state as the checkpoint of its step, with the configuration that the run wrote beside it."""
+    configuration = path.with_name("config.json")
+    try:
+        config = json.loads(configuration.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise InputError(
+            f"{path} is a training state, whose configuration cannot be read from {configuration}."
+        ) from None
+    notes = {"step": state["progress"]["step"]} if isinstance(state.get("progress"), dict) else {}
+    return {**state, "format": FORMAT, "config": config, "notes": notes}
 
 
 def _check_weights(config: HybridASRConfig, weights: dict, path: Path) -> None:

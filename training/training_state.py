@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lact_asr.checkpoint import load_torch_file, save_file_atomically
+from lact_asr.checkpoint import TRAINING_STATE, load_torch_file, save_file_atomically
 from lact_asr.errors import InputError
 
-FORMAT = "lact-asr training state, version 3"
+FORMAT = f"{TRAINING_STATE}, version 3"
 
 
 @dataclass

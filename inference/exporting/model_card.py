@@ -108,7 +108,7 @@ def fill_model_card(
         parameters: how many it has.
         characters: what it spells with.
         run: content of ``run.json``; empty where it is not known.
-        notes: what training noted in ``best_model.pt`` (step, wer).
+        notes: the checkpoint's: its step, and of ``best_model.pt`` the WER.
         scored: results, each in a row of the table and of the card's machine-readable index.
         has_language_model: whether ``lm.arpa`` lies beside the model.
         license: an identifier that the hub knows, as "apache-2.0"; None leaves it out.
@@ -147,9 +147,8 @@ def _training(run: Mapping, notes: Mapping, config: HybridASRConfig) -> str:
         f"- data: {arguments['train_subset']} of {Path(arguments['data_dir']).name}, validated on {arguments['val_subset']}"
     ]
     if "step" in notes:
-        lines.append(
-            f"- kept: step {notes['step']}, the lowest validation WER, {notes['wer']:.1%} (greedy, without TTT)"
-        )
+        best = f", the lowest validation WER, {notes['wer']:.1%} (greedy, without TTT)" if "wer" in notes else ""
+        lines.append(f"- kept: step {notes['step']}{best}")
     lines += [
         f"- test-time training in training: {config.ttt_training}",
         f"- on: {run['machine']}",
@@ -173,17 +172,18 @@ def _results(scored: Sequence[ScoredSubset]) -> str:
 
 
 def _eval_results(row: ScoredSubset) -> list[EvalResult]:
-    """The error rates of a row, one for each pass."""
+    """The error rates of a row, one for each pass; a file may hold a part of its subset, so each says of how many utterances."""
     rates = {row.system: row.summary.words}
     if row.summary.words_without_ttt is not None:
         rates[f"{row.system.partition(', TTT')[0]}, the same without TTT"] = row.summary.words_without_ttt
+    utterances = row.summary.utterances - row.summary.failed
     return [
         EvalResult(
             task_type="automatic-speech-recognition",
             dataset_type=row.subset,
             dataset_name=row.subset,
             metric_type="wer",
-            metric_name=f"WER, {system}",  # the hub keeps one entry for a data set, and in it a list of metrics
+            metric_name=f"WER of {utterances:,} utterance{'s' * (utterances != 1)}, {system}",  # the hub keeps one entry for a data set, and in it a list of metrics
             metric_value=round(100 * words.rate, 2),
         )
         for system, words in rates.items()

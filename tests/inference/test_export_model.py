@@ -11,11 +11,12 @@ import torch
 from huggingface_hub import ModelCard
 
 from lact_asr.atomic_files import write_json
-from lact_asr.checkpoint import load_checkpoint, save_checkpoint
+from lact_asr.checkpoint import load_checkpoint, save_checkpoint, save_file_atomically
 from lact_asr.inference.export_model import main
 from lact_asr.inference.results.results_file import ResultsWriter
 from lact_asr.inference.results.utterance_result import UtteranceResult
 from lact_asr.text import build_vocabulary
+from lact_asr.training.training_state import FORMAT as TRAINING_STATE_FORMAT
 
 RUN = {
     "command": [
@@ -81,6 +82,31 @@ def test_the_folder_is_the_model(run, tmp_path, capsys):
     assert (folder / "lm.arpa").read_bytes() == (run / "lm.arpa").read_bytes()
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("training_state", [False, True])
+def test_the_file_that_is_named_is_exported(run, speaking_model, tmp_path, capsys, training_state):
+    """Beside best_model.pt lie other models and the states of other steps."""
+    folder = shutil.copytree(run, tmp_path / "run")
+    other = speaking_model()
+    for parameter in other.parameters():
+        parameter.mul_(0.5)
+    path = folder / "checkpoint_00000300.pt"
+    if training_state:
+        state = {"model": other.state_dict(), "progress": {"step": 300}, "vocabulary": build_vocabulary()}
+        save_file_atomically({"format": TRAINING_STATE_FORMAT, **state}, path)
+        assert "whose configuration cannot be read" in export(capsys, path, tmp_path / "hub")[1]
+        other.config.to_json_file(folder / "config.json", use_diff=False)
+    else:
+        save_checkpoint(path, other, build_vocabulary(), {"step": 300})
+    assert export(capsys, path, tmp_path / "hub")[0] == 0
+    for name, weight in load_checkpoint(tmp_path / "hub").model.state_dict().items():
+        torch.testing.assert_close(weight, other.state_dict()[name], rtol=0, atol=0)
+    card = (tmp_path / "hub" / "README.md").read_text()
+    assert "step 300" in card
+    assert "the lowest validation WER" not in card
+    assert (tmp_path / "hub" / "lm_weights.json").is_file()
+
+
 def test_the_card_says_what_the_run_was(run, tmp_path, capsys):
     folder = tmp_path / "hybrid"
     assert export(capsys, run, folder, "--results", run / "ttt.jsonl", "--license", "apache-2.0")[0] == 0
@@ -88,8 +114,8 @@ def test_the_card_says_what_the_run_was(run, tmp_path, capsys):
     assert (card.data.pipeline_tag, card.data.license) == ("automatic-speech-recognition", "apache-2.0")
     rates = {row.metric_name: row.metric_value for row in card.data.eval_results if row.dataset_name == "test-clean"}
     assert rates == {
-        "WER, 50 beams and language model, TTT (entropy)": 25.0,
-        "WER, 50 beams and language model, the same without TTT": 75.0,
+        "WER of 1 utterance, 50 beams and language model, TTT (entropy)": 25.0,
+        "WER of 1 utterance, 50 beams and language model, the same without TTT": 75.0,
     }
     for fact in (
         "train-clean-100 of LibriSpeech",
