@@ -15,6 +15,7 @@ from lact_asr.atomic_files import write_text
 from lact_asr.errors import InputError
 from lact_asr.inference.alignment.word_times import TimedTranscript
 from lact_asr.inference.transcript_formats.ctm import ctm
+from lact_asr.inference.transcript_formats.recording_names import recording_names
 from lact_asr.inference.transcript_formats.subtitles import srt, vtt
 from lact_asr.inference.transcript_formats.textgrid import textgrid
 
@@ -28,7 +29,7 @@ class Format:
 
     suffix: str
     meaning: str
-    of_all: Callable[[Iterable[TimedTranscript]], str] | None = None
+    of_all: Callable[[Sequence[TimedTranscript]], str] | None = None
     of_one: Callable[[TimedTranscript], str] | None = None
 
 
@@ -144,10 +145,7 @@ def _names_file(format: Format, output: Path) -> bool:
 
 
 def _file_names(ids: Sequence[str]) -> list[str]:
-    """A name for each recording: its file's without the suffix, or, where two have the same, its whole path."""
-    stems = [Path(id).stem for id in ids]
-    counts = Counter(stems)
+    """`recording_names`, of which paths become names of files."""
     return [
-        stem if counts[stem] == 1 else re.sub(r"[^\w.+-]+", "_", id).strip("_")
-        for stem, id in zip(stems, ids, strict=True)
+        re.sub(r"[^\w.+-]+", "_", name).strip("_") if Path(name).name != name else name for name in recording_names(ids)
     ]

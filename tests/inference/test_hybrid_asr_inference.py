@@ -402,7 +402,7 @@ def test_formats_of_recordings(transcribe, saved_checkpoint, audio, tmp_path):
     assert str(tmp_path / "vtt" / "a.vtt") in several.err
     assert transcribe(*flags, *paths, "--use_ttt", "--output", tmp_path / "both.ctm").code == 0
     ctm = [line.split() for line in (tmp_path / "both.ctm").read_text().splitlines()]
-    assert {line[0] for line in ctm} == {str(path) for path in paths}
+    assert {line[0] for line in ctm} == {"a", "b"}
     assert all(0 <= float(start) < float(start) + float(duration) <= 1.2 for _, _, start, duration, *_ in ctm)
     lines = [
         json.loads(line)

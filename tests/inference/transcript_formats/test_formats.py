@@ -59,10 +59,26 @@ def test_vtt(tmp_path):
 
 def test_ctm(tmp_path):
     assert written("ctm", CAT, SILENCE, folder=tmp_path).splitlines() == [
-        "talks/a_cat.wav 1 0.250 0.250 THE 0.875",
-        "talks/a_cat.wav 1 0.500 0.500 CAT",
-        "talks/a_cat.wav 1 3.000 0.125 &",
-        "talks/a_cat.wav 1 3.125 0.375 R<B",
+        "a_cat 1 0.250 0.250 THE 0.875",
+        "a_cat 1 0.500 0.500 CAT",
+        "a_cat 1 3.000 0.125 &",
+        "a_cat 1 3.125 0.375 R<B",
+    ]
+
+
+def test_a_ctm_file_is_sorted_and_keeps_the_ids_of_utterances(tmp_path):
+    """sclite stops at a recording that comes twice, and finds one by its name in the reference."""
+    late, early = Word("LATE", 9.0, 9.5), Word("EARLY", 2.5, 3.0)
+    spoken = [TimedTranscript(id, "", words, 10.0) for id, words in (
+        ("talks/b.wav", (late,)), ("7-1-0.9", (early, late)), ("talks/B.FLAC", (early,)), ("x/c.mp3", (late,)), ("y/c.mp3", (early,)),
+    )]  # fmt: skip
+    assert [line.split()[0::4] for line in written("ctm", *spoken, folder=tmp_path).splitlines()] == [
+        ["7-1-0.9", "EARLY"],
+        ["7-1-0.9", "LATE"],
+        ["B", "EARLY"],
+        ["b", "LATE"],
+        ["x/c.mp3", "LATE"],
+        ["y/c.mp3", "EARLY"],
     ]
 
 
@@ -119,6 +135,11 @@ def test_files_of_one_recording_each(tmp_path):
 def test_recordings_of_one_name_in_two_folders(tmp_path):
     twins = [TimedTranscript(f"{folder}/a.wav", "", (), 1.0) for folder in ("x", "y")]
     assert [path.name for path in write_transcripts(twins, "srt", tmp_path)] == ["x_a.wav.srt", "y_a.wav.srt"]
+    dotted = [TimedTranscript(f"speed-0.9/{n}.5", "", (), 1.0) for n in (1, 2)]
+    assert [path.name for path in write_transcripts(dotted, "srt", tmp_path)] == [
+        "speed-0.9_1.5.srt",
+        "speed-0.9_2.5.srt",
+    ]
 
 
 def test_destinations_that_cannot_be_written(tmp_path):
