@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from lact_asr.inference.language_models.language_model import LanguageModel
     from lact_asr.inference.recogniser import Recogniser
 
+DESCRIPTION = """Find the language model's weight and the word score with the lowest WER on labelled data. The log-probabilities are
+computed once, every pair of the two grids is tried on them, and the best is written beside the checkpoint
+(lm_weights.json), where transcribing finds it, with a heat map of all."""
+
 
 @exit_on_input_error
 def main(argv: list[str] | None = None) -> int:
@@ -144,16 +148,40 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         return int(text)
 
     parser = argparse.ArgumentParser(
-        prog=program_name("python -m lact_asr.inference.tune_language_model"), description=main.__doc__
+        prog=program_name("python -m lact_asr.inference.tune_language_model"), description=DESCRIPTION
     )
-    parser.add_argument("--checkpoint", required=True)
-    parser.add_argument("--data_dir", type=Path, required=True)
+    parser.add_argument(
+        "--checkpoint",
+        required=True,
+        metavar="FILE_OR_FOLDER",
+        help="best_model.pt, a save_pretrained folder or a hub name; the result is written beside it",
+    )
+    parser.add_argument("--data_dir", type=Path, required=True, help="a corpus, with --subset")
     parser.add_argument("--subset", required=True, help="labelled data that is not the test set")
-    parser.add_argument("--dataset_type", choices=DATASET_TYPES, default="librispeech")
-    parser.add_argument("--lm_path", default="auto")
-    parser.add_argument("--lm_weights", type=floats, default=[0.3, 0.6, 1.0, 1.5], metavar="A,B,…")
-    parser.add_argument("--word_scores", type=floats, default=[0.0, 1.0, 2.0, 3.0], metavar="A,B,…")
-    parser.add_argument("--beam_size", type=int, default=20, help="default: %(default)s")
+    parser.add_argument(
+        "--dataset_type",
+        choices=DATASET_TYPES,
+        default="librispeech",
+        help="how --data_dir is laid out (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--lm_path", default="auto", help="ARPA or KenLM binary (default: lm.arpa beside the checkpoint)"
+    )
+    parser.add_argument(
+        "--lm_weights",
+        type=floats,
+        default="0.3,0.6,1.0,1.5",
+        metavar="A,B,…",
+        help="weights of the language model to try with each score (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--word_scores",
+        type=floats,
+        default="0.0,1.0,2.0,3.0",
+        metavar="A,B,…",
+        help="scores to try, added for each word: higher ones make for more words (default: %(default)s)",
+    )
+    parser.add_argument("--beam_size", type=int, default=20, help="beams of the search (default: %(default)s)")
     parser.add_argument("--decoder", choices=tuple(DECODERS), default="pyctcdecode", help="default: %(default)s")
     parser.add_argument(
         "--processes",
@@ -164,7 +192,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--max_samples", type=count, default=200, help="so many utterances, spread evenly (default: %(default)s)"
     )
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: %(default)s")
     return parser.parse_args(argv)
 
 
