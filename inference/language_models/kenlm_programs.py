@@ -14,9 +14,14 @@ from pathlib import Path
 from lact_asr.errors import InputError
 
 
+def require_program(name: str) -> None:
+    """Raises `InputError` where a program is not on the path."""
+    if shutil.which(name) is None:
+        raise InputError(f"{name} is not on the path: it is one of KenLM's programs, https://github.com/kpu/kenlm")
+
+
 def _run(program: str, *arguments: object, text: str | None = None) -> None:
-    if shutil.which(program) is None:
-        raise InputError(f"{program} is not on the path: it is one of KenLM's programs, https://github.com/kpu/kenlm")
+    require_program(program)
     done = subprocess.run([program, *map(str, arguments)], input=text, text=True, capture_output=True)
     if done.returncode != 0:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]

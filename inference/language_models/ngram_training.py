@@ -9,18 +9,17 @@ import contextlib
 import gzip
 import io
 import json
-import os
+import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
-from typing import TextIO
 
 from tqdm import tqdm
 
 from lact_asr.atomic_files import replacing
 from lact_asr.errors import InputError
-from lact_asr.inference.language_models.kenlm_programs import estimate_with_lmplz, write_binary
+from lact_asr.inference.language_models.kenlm_programs import estimate_with_lmplz, require_program, write_binary
 from lact_asr.text import normalise_text
 
 UNKNOWN_WORD = "<unk>"
@@ -85,15 +84,15 @@ def _estimate(texts: Iterable[str], order: int, vocabulary: Collection[str] | No
 
 
 @contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[TextIO]:
-    """Open a temporary neighbour of `path` for text (gzip if it ends in .gz) that takes its place if all goes well."""
-    open_file = gzip.open if path.suffix == ".gz" else open
+def _replacing(path: Path) -> Iterator[Path]:
+    """Make an empty temporary neighbour of `path` that takes its place if all goes well."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
             raise IsADirectoryError(f"{path} is a folder")
-        with replacing(path) as temporary, open_file(temporary, "wt", encoding="utf-8") as file:
-            yield file
+        with replacing(path) as temporary:
+            temporary.touch()
+            yield temporary
     except (FileExistsError, NotADirectoryError) as error:
         raise InputError(f"cannot write language model {path}: {path.parent} is not a folder") from error
     except OSError as error:
@@ -132,38 +131,37 @@ def build_ngram(
     if order not in _ORDERS:
         raise InputError(f"n-gram order {order} is not possible: choose one of {', '.join(map(str, _ORDERS))}")
     path = Path(path)
-    if path.suffix == ".bin":
-        with tempfile.TemporaryDirectory(dir=_made(path.parent)) as folder:
-            options = {"words": words, "prune_threshold": prune_threshold, "estimator": estimator}
-            arpa = build_ngram(texts, Path(folder, "lm.arpa"), order, **options)
-            write_binary(arpa, Path(folder, "lm.bin"))
-            os.replace(Path(folder, "lm.bin"), path)
-        return path
-    with _replacing(path) as file:  # opened first: a folder that cannot be written should not cost the training
-        if estimator == "lmplz":
-            arpa = _arpa_by_lmplz(texts, order, words)
+    convert = {".bin": write_binary, ".gz": _compress}.get(path.suffix)
+    # Checked first: neither a program that is missing nor a folder that cannot be written should cost the training.
+    if convert is write_binary:
+        require_program("build_binary")
+    with _replacing(path) as temporary:
+        if convert is None:
+            _write_arpa(texts, temporary, order, words, prune_threshold, estimator)
         else:
-            arpa = io.StringIO()
-            ngrams = _estimate(texts, order, words)
-            with contextlib.redirect_stderr(io.StringIO()):
-                ngrams.print_as_arpa(arpa)
-        file.write(_pruned(arpa.getvalue(), prune_threshold) if prune_threshold else arpa.getvalue())
+            with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+                arpa = Path(folder, "lm.arpa")
+                _write_arpa(texts, arpa, order, words, prune_threshold, estimator)
+                convert(arpa, temporary)
     return path
 
 
-def _made(folder: Path) -> Path:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot write a language model into {folder}: {error.strerror or error}") from error
-    return folder
-
-
-def _arpa_by_lmplz(texts: Iterable[str], order: int, words: Collection[str] | None) -> io.StringIO:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "lm.arpa")
+def _write_arpa(
+    texts: Iterable[str], path: Path, order: int, words: Collection[str] | None, prune_threshold: float, estimator: str
+) -> None:
+    if estimator == "lmplz":
         estimate_with_lmplz(texts, path, order, words)
-        return io.StringIO(path.read_text(encoding="utf-8"))
+    else:
+        ngrams = _estimate(texts, order, words)
+        with path.open("w", encoding="utf-8") as file, contextlib.redirect_stderr(io.StringIO()):
+            ngrams.print_as_arpa(file)
+    if prune_threshold:
+        path.write_text(_pruned(path.read_text(encoding="utf-8"), prune_threshold), encoding="utf-8")
+
+
+def _compress(path: Path, compressed: Path) -> None:
+    with path.open("rb") as source, gzip.open(compressed, "wb") as target:
+        shutil.copyfileobj(source, target, 1 << 20)
 
 
 def _pruned(arpa: str, threshold: float) -> str:

@@ -1,5 +1,6 @@
 """The command that builds language models: vocabulary, pruning, KenLM's programs."""
 
+import gzip
 import os
 import re
 import shutil
@@ -12,6 +13,7 @@ from lact_asr.errors import EXIT_BAD_INPUT, InputError
 from lact_asr.inference.build_language_model import main
 from lact_asr.inference.language_models.kenlm_programs import estimate_with_lmplz
 from lact_asr.inference.language_models.language_model import load_language_model
+from lact_asr.inference.language_models.ngram_training import build_ngram
 
 pytest.importorskip("kaldingram")
 kenlm = pytest.importorskip("kenlm")
@@ -107,6 +109,10 @@ def test_a_binary_needs_build_binary(text, tmp_path, capsys, monkeypatch):
     assert build(text, tmp_path / "lm.bin") == EXIT_BAD_INPUT
     assert "build_binary is not on the path" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]
+    unread = iter(TEXT)
+    with pytest.raises(InputError, match="build_binary is not on the path"):
+        build_ngram(unread, tmp_path / "lm.bin")
+    assert list(unread) == TEXT  # it was said before anything was estimated
 
 
 def test_what_a_program_of_kenlms_complains_of_is_said(text, tmp_path, capsys, monkeypatch):
@@ -145,6 +151,16 @@ def test_lmplz_takes_a_vocabulary_and_a_pruning(text, tmp_path):
     assert len(model.words) == 6
     assert distribution(model, ("THE",)) == pytest.approx(1, abs=1e-4)
     assert sum(ngram_counts(tmp_path / "pruned.arpa")) < sum(ngram_counts(tmp_path / "lm.arpa"))
+
+
+@needs("lmplz")
+def test_lmplz_writes_the_file_itself_and_its_compressed_form(text, tmp_path):
+    estimate_with_lmplz([line.upper() for line in TEXT], tmp_path / "own.arpa", 3)
+    for name, open_file in (("lm.arpa", open), ("lm.arpa.gz", gzip.open)):
+        assert build(text, tmp_path / name, "--estimator", "lmplz") == 0
+        with open_file(tmp_path / name, "rt") as file:
+            assert file.read() == (tmp_path / "own.arpa").read_text()
+    assert {path.name for path in tmp_path.iterdir()} == {"text.txt", "own.arpa", "lm.arpa", "lm.arpa.gz"}
 
 
 @needs("lmplz")
