@@ -54,8 +54,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def describe_fit(name: str, fit: LanguageModelFit) -> str:
     """One line on how well a model fits a text."""
+    of_all = f" without unknown words ({fit.perplexity_of_all:.5g} with them)" if fit.unknown_words else ""
     return (
-        f"{name}: {fit.words:,} words, perplexity {fit.perplexity:.1f}, "
+        f"{name}: {fit.words:,} words, perplexity {fit.perplexity:.1f}{of_all}, "
         f"unknown words {fit.unknown_words:,} ({fit.unknown_rate:.1%})"
     )
 

@@ -169,12 +169,14 @@ class LanguageModelFit:
         sentences, words: size of the texts.
         unknown_words: words that the model does not know.
         perplexity: per known word and sentence end; unknown words are left out of it but stay in the histories of others.
+        perplexity_of_all: per word and sentence end, unknown words at the model's probability of `<unk>`.
     """
 
     sentences: int
     words: int
     unknown_words: int
     perplexity: float
+    perplexity_of_all: float
 
     @property
     def unknown_rate(self) -> float:
@@ -265,20 +267,28 @@ class LanguageModel:
         Raises:
             ValueError: no texts.
         """
-        sentences = words = unknown = scored = 0
-        log10_probability = 0.0
+        sentences = words = unknown = 0
+        log10_known = log10_unknown = 0.0
         for text in texts:
             sentences += 1
             for score, _, is_unknown in self.model.full_scores(text):
                 words += 1
                 unknown += is_unknown
-                if not is_unknown:
-                    scored += 1
-                    log10_probability += score
+                if is_unknown:
+                    log10_unknown += score
+                else:
+                    log10_known += score
             words -= 1  # the sentence end is scored but is no word
         if sentences == 0:
             raise ValueError("no texts to measure the language model on")
-        return LanguageModelFit(sentences, words, unknown, 10.0 ** (-log10_probability / scored))
+        scored = words + sentences
+        return LanguageModelFit(
+            sentences,
+            words,
+            unknown,
+            10.0 ** (-log10_known / (scored - unknown)),
+            10.0 ** (-(log10_known + log10_unknown) / scored),
+        )
 
 
 def load_language_model(path: str | Path, characters: Iterable[str] | None = None) -> LanguageModel:

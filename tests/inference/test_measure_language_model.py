@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from lact_asr.inference.language_models.language_model import load_language_model
 from lact_asr.inference.measure_language_model import main
 
@@ -15,11 +17,16 @@ def test_each_file_has_its_line(language_model, tmp_path, capsys):
     known.write_text("The cat sat.\nA dog saw the cat\n")
     unknown.write_text("The zebra sat\n")
     code, out, _ = measured(capsys, "--lm_path", language_model, "--transcripts", known, unknown)
-    perplexity = load_language_model(language_model).measure(["THE CAT SAT", "A DOG SAW THE CAT"]).perplexity
+    model = load_language_model(language_model)
+    perplexity = model.measure(["THE CAT SAT", "A DOG SAW THE CAT"]).perplexity
     assert code == 0
     assert out.splitlines()[0] == f"{known}: 8 words, perplexity {perplexity:.1f}, unknown words 0 (0.0%)"
-    assert "3 words" in out.splitlines()[1]
-    assert out.splitlines()[1].endswith("unknown words 1 (33.3%)")
+    fit = model.measure(["THE ZEBRA SAT"])
+    assert fit.perplexity_of_all == pytest.approx(model.model.perplexity("THE ZEBRA SAT"))  # kenlm's own
+    assert out.splitlines()[1] == (
+        f"{unknown}: 3 words, perplexity {fit.perplexity:.1f} without unknown words ({fit.perplexity_of_all:.5g} with them), "
+        "unknown words 1 (33.3%)"
+    )
 
 
 def test_the_case_of_the_model_does_not_matter(language_model, tmp_path, capsys):
