@@ -357,6 +357,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise InputError("--greedy uses no language model: leave out --greedy or --lm_path.")
     in_results_file = arguments.output is not None and arguments.output_format in (None, "jsonl")
     if arguments.resume and arguments.data_dir is None and not in_results_file:
+        if arguments.output is not None:
+            raise InputError(f"--resume goes on with JSON-lines results only, not with {arguments.output_format}.")
         raise InputError("--resume needs --output, the JSON-lines results file to go on with.")
     if arguments.data_dir is not None and arguments.output is None and arguments.output_format not in (None, "jsonl"):
         raise InputError(f"--output_format {arguments.output_format} of a corpus needs --output.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
+import textwrap
 from pathlib import Path
 
 from lact_asr.command_line import program_name
@@ -115,7 +116,7 @@ def push(folder: Path, name: str, private: bool) -> str:
         address = api.create_repo(name, private=private, exist_ok=True)
         api.upload_folder(repo_id=name, folder_path=folder, commit_message="Model exported by lact-asr")
     except Exception as error:  # the hub and its network libraries raise some ten kinds of errors
-        reason = " ".join(str(error).split())[:200]
+        reason = textwrap.shorten(str(error), 200, placeholder=" …")
         raise InputError(f"{folder} is complete but could not be uploaded to {name} ({reason}).") from None
     return str(address)
 

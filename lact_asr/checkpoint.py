@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pickle
+import textwrap
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -177,7 +178,7 @@ def _load_folder(name_or_folder: str) -> LoadedCheckpoint:
     except InputError:
         raise
     except Exception as error:  # Transformers and the hub raise some ten kinds of errors for a name that is not there
-        reason = " ".join(str(error).split())[:200]
+        reason = textwrap.shorten(str(error), 200, placeholder=" …")
         raise InputError(
             f"{name_or_folder!r} is no checkpoint file, no folder of save_pretrained, and no model that can be reached "
             f"on the hub ({reason})"

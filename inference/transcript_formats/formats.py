@@ -92,7 +92,7 @@ def check_destination(format_name: str, output: Path | None, ids: Sequence[str])
     if output is None or _names_file(format, output):
         if len(ids) > 1:
             raise InputError(
-                f"A {format_name} file holds one recording, and there are {len(ids)}: give --output a folder, "
+                f"Each {format.suffix} file holds one recording, and there are {len(ids)}: give --output a folder, "
                 f"and --output_format {format_name}."
             )
         return

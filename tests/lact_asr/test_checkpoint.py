@@ -235,5 +235,5 @@ def test_folders_that_cannot_be_used(model, tmp_path, monkeypatch):
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1_000])
     assert_refused(folder, "no checkpoint file, no folder")
-    with pytest.raises(InputError, match="nobody/nothing"):
-        load_checkpoint("nobody/nothing")
+    with pytest.raises(InputError, match=r"nobody/nothing.* …\)"):
+        load_checkpoint("nobody/nothing")  # the hub's long reason ends with a whole word

@@ -146,7 +146,7 @@ def test_destinations_that_cannot_be_written(tmp_path):
     two = ["a.wav", "b.wav"]
     (tmp_path / "file").write_text("")
     for output in (None, Path("a.srt")):
-        with pytest.raises(InputError, match="there are 2: give --output a folder"):
+        with pytest.raises(InputError, match=r"Each \.srt file .* and there are 2: give --output a folder"):
             check_destination("srt", output, two)
     with pytest.raises(InputError, match="is a file"):
         check_destination("srt", tmp_path / "file", ["a.wav"])
