@@ -124,10 +124,7 @@ def read_audio(
     if sample_rate_hz != SAMPLE_RATE_HZ:
         samples = soxr.resample(samples, sample_rate_hz, SAMPLE_RATE_HZ, quality="HQ")
         _check_finite(path, samples)  # near the largest floating-point number the filter overflows
-    if samples.size < MIN_SAMPLES:
-        raise InputError(
-            f"{path} is too short: {samples.size} samples at 16 kHz, one frame needs {MIN_SAMPLES} (25 milliseconds)"
-        )
+    _check_length(path, samples.size)
     return np.ascontiguousarray(samples, dtype=np.float32)
 
 
@@ -147,6 +144,7 @@ def audio_blocks(source: str | os.PathLike, block_seconds: float = 30.0) -> Iter
     path = Path(source)
     with _open(path) as sound:
         _check_claimed_size(path, sound)
+        _check_length(path, round(sound.frames * SAMPLE_RATE_HZ / sound.samplerate))
         resampler = None
         if sound.samplerate != SAMPLE_RATE_HZ:
             resampler = soxr.ResampleStream(sound.samplerate, SAMPLE_RATE_HZ, 1, quality="HQ")
@@ -332,6 +330,13 @@ def _one_channel(frames: np.ndarray, channel: int | None) -> np.ndarray:
         with np.errstate(over="ignore"):  # what becomes infinite is refused
             return frames.mean(axis=1, dtype=np.float32)
     return frames[:, channel or 0]
+
+
+def _check_length(path: Path | TarMember, num_samples: int) -> None:
+    if num_samples < MIN_SAMPLES:
+        raise InputError(
+            f"{path} is too short: {num_samples} samples at 16 kHz, one frame needs {MIN_SAMPLES} (25 milliseconds)"
+        )
 
 
 def _check_finite(path: Path | TarMember, samples: np.ndarray) -> None:

@@ -114,3 +114,6 @@ def test_the_command_prints_final_words_and_what_it_took(saved_checkpoint, audio
     assert "1.0 s of audio; a word is decoded at most 0.36 s of audio after it was said; real-time factor" in output.err
     assert main([*flags[:2], "--audio_file", str(tmp_path / "none.wav")]) == 2
     assert "no such audio file" in capsys.readouterr().err
+    soundfile.write(tmp_path / "short.wav", audio.make(1.0)[:100], 16_000)
+    assert main([*flags[:2], "--audio_file", str(tmp_path / "short.wav")]) == 2
+    assert "short.wav is too short: 100 samples" in capsys.readouterr().err

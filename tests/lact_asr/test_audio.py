@@ -209,6 +209,21 @@ def test_blocks_of_a_damaged_recording_end_in_a_sentence(tmp_path):
         list(blocks)
 
 
+@pytest.mark.parametrize("rate_hz", [16_000, 44_100, 8_000, 11_025])
+def test_blocks_of_a_recording_without_a_frame_are_refused_as_the_whole_is(tmp_path, rate_hz):
+    path = tmp_path / "a.wav"
+    for num_frames in (10, int(0.025 * rate_hz) - 1, int(0.025 * rate_hz) + 1):
+        soundfile.write(path, np.zeros(num_frames), rate_hz)
+        outcomes = []
+        for read in (read_audio, lambda path: np.concatenate(list(audio_blocks(path)))):
+            try:
+                outcomes.append(len(read(path)))
+            except InputError as error:
+                outcomes.append(str(error))
+        assert outcomes[0] == outcomes[1]
+    assert outcomes[0] >= MIN_SAMPLES
+
+
 def test_header_and_duration(tmp_path):
     soundfile.write(tmp_path / "a.flac", np.zeros((22_050, 2)), 44_100)
     header = read_audio_header(tmp_path / "a.flac")
