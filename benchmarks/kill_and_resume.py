@@ -22,6 +22,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -131,6 +132,8 @@ class Training:
 def _train(flags: list[str], output: Path) -> None:
     from lact_asr.training.train_hybrid_asr import main as train
 
+    # tqdm's lock is shared with the process that this one is forked from, which would wait for ever if this one is killed with it.
+    tqdm.set_lock(threading.RLock())
     with open(output, "ab") as file:
         os.dup2(file.fileno(), sys.stdout.fileno())
         os.dup2(file.fileno(), sys.stderr.fileno())

@@ -18,6 +18,7 @@ import random
 import re
 import signal
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -66,6 +67,8 @@ class Transcription:
 
 
 def _transcribe(flags: list[str], output: Path) -> None:
+    # tqdm's lock is shared with the process that this one is forked from, which would wait for ever if this one is killed with it.
+    tqdm.set_lock(threading.RLock())
     from lact_asr.inference.hybrid_asr_inference import main as transcribe
 
     with output.open("ab") as file:
