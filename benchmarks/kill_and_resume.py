@@ -15,23 +15,20 @@ import argparse
 import collections
 import itertools
 import json
-import multiprocessing
-import os
 import random
 import shutil
-import signal
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
+from benchmarks.forked_command import ForkedCommand, allow_forks
 from lact_asr.atomic_files import write_json
-from lact_asr.errors import InputError, exit_on_input_error
+from lact_asr.errors import exit_on_input_error
 
 MODEL = {
     "conv_dim": [8] * 7, "encoder_target_ds_factor": 8, "num_hidden_layers": 2, "hidden_size": 16, "intermediate_size": 16,
@@ -50,7 +47,6 @@ CORPUS_HOURS = 0.01
 STARTING, STEPPING, WRITING = MOMENTS = ("while starting", "in a step", "while writing a checkpoint")
 MOST_STEPS_AHEAD = 2  # of what is planned
 SPARE_STEPS = 10  # so that no process comes to the end before it is killed
-PATIENCE_SECONDS = 600.0
 TIMES = ("time", "audio_seconds_per_second", "seconds")  # what differs between any two runs
 
 
@@ -80,39 +76,15 @@ class Kill:
     lost: str
 
 
-class Training:
-    """A process that trains in a run's folder, where others may have trained before; what it prints lies beside that.
-
-    It is forked from this one, which has imported what training needs, so it starts at once.
-    """
+class Training(ForkedCommand):
+    """A process that trains in a run's folder, where others may have trained before; what it prints lies beside that."""
 
     def __init__(self, flags: list[str], folder: Path) -> None:
+        from lact_asr.training.train_hybrid_asr import main as train
+
         self.folder, self.started = folder, time.time()
         self.resumed_from, self.leftovers = checkpoint_step(folder), _unfinished_checkpoints(folder)
-        arguments = ([*flags, "--output_dir", str(folder)], folder.with_suffix(".txt"))
-        self.process = multiprocessing.get_context("fork").Process(target=_train, args=arguments)
-        self.process.start()
-
-    def wait_for(self, happens: Callable[[], object], seconds: float = PATIENCE_SECONDS) -> None:
-        """Look again and again until it happens, the time is over or the process has ended."""
-        deadline = time.monotonic() + seconds
-        while not happens() and time.monotonic() < deadline and self.process.is_alive():
-            time.sleep(0.001)
-
-    def kill(self) -> None:
-        """SIGKILL, which no process can catch."""
-        self.process.kill()
-        self.process.join()
-
-    def finish(self) -> None:
-        """Wait for its end.
-
-        Raises:
-            InputError: it failed.
-        """
-        self.process.join()
-        if self.process.exitcode != 0:
-            raise InputError(f"the training failed, see {self.folder.with_suffix('.txt')}.")
+        super().__init__("the training", train, [*flags, "--output_dir", str(folder)], folder.with_suffix(".txt"))
 
     def steps(self) -> list[int]:
         """Training steps that it has logged."""
@@ -127,17 +99,6 @@ class Training:
     def unfinished_checkpoints(self) -> set[Path]:
         """What it writes, or was writing when it was killed."""
         return _unfinished_checkpoints(self.folder) - self.leftovers
-
-
-def _train(flags: list[str], output: Path) -> None:
-    from lact_asr.training.train_hybrid_asr import main as train
-
-    # tqdm's lock is shared with the process that this one is forked from, which would wait for ever if this one is killed with it.
-    tqdm.set_lock(threading.RLock())
-    with open(output, "ab") as file:
-        os.dup2(file.fileno(), sys.stdout.fileno())
-        os.dup2(file.fileno(), sys.stderr.fileno())
-    sys.exit(train(flags))
 
 
 def _unfinished_checkpoints(folder: Path) -> set[Path]:
@@ -184,9 +145,9 @@ def kill_as_planned(training: Training, plan: PlannedKill, start_seconds: float,
         training.wait_for(lambda: training.has_logged(plan.step + MOST_STEPS_AHEAD), plan.share * step_seconds)
     elif plan.moment == WRITING:
         training.wait_for(training.unfinished_checkpoints)
-    training.kill()
+    killed = training.kill()
     steps, kept, lost = training.steps(), checkpoint_step(training.folder), ""
-    if training.process.exitcode != -signal.SIGKILL:
+    if not killed:
         lost = f"the process ended by itself with exit code {training.process.exitcode}"
     elif steps and steps[0] != training.resumed_from + 1:
         lost = f"the process started with step {steps[0]} instead of {training.resumed_from + 1}"
@@ -259,8 +220,7 @@ def kill_and_resume(folder: Path, kills: int, seed: int) -> dict:
 def main(argv: list[str] | None = None) -> int:
     """Train, kill, compare, report; returns the exit code."""
     arguments = _parse(argv)
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the model is too small for more
-    tqdm.monitor_interval = 0  # processes are forked from this one, so it must have no threads
+    allow_forks()
     import torch
 
     import lact_asr.training.run_setup  # noqa: F401 - and everything imported

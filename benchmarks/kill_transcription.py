@@ -12,19 +12,17 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import multiprocessing
-import os
+import math
 import random
 import re
-import signal
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
+from benchmarks.forked_command import ForkedCommand, allow_forks
 from lact_asr.atomic_files import write_json
 from lact_asr.errors import InputError, exit_on_input_error
 
@@ -32,24 +30,15 @@ _TIMES = re.compile(rb'"compute_seconds": [0-9.e-]+')
 _LONGEST_DELAY_SECONDS = 0.05
 
 
-class Transcription:
-    """A process that transcribes into a file, where others may have begun; it is forked from this one, so it starts at once."""
+class Transcription(ForkedCommand):
+    """A process that transcribes into a file, where others may have begun."""
 
     def __init__(self, flags: Sequence[str], path: Path) -> None:
+        from lact_asr.inference.hybrid_asr_inference import main as transcribe
+
         self.path = path
-        arguments = ([*flags, "--output", str(path), "--resume"], path.with_suffix(".txt"))
-        self.process = multiprocessing.get_context("fork").Process(target=_transcribe, args=arguments)
-        self.process.start()
-
-    def finish(self) -> None:
-        """Wait for its end.
-
-        Raises:
-            InputError: it failed.
-        """
-        self.process.join()
-        if self.process.exitcode != 0:
-            raise InputError(f"the transcription failed, see {self.path.with_suffix('.txt')}.")
+        flags = [*flags, "--output", str(path), "--resume"]
+        super().__init__("the transcription", transcribe, flags, path.with_suffix(".txt"))
 
     def kill_after(self, lines: int, delay_seconds: float) -> None:
         """SIGKILL, so many seconds after its file has so many whole lines.
@@ -57,24 +46,10 @@ class Transcription:
         Raises:
             InputError: it came to its end before.
         """
-        while whole_lines(self.path) < lines and self.process.is_alive():
-            time.sleep(0.001)
+        self.wait_for(lambda: whole_lines(self.path) >= lines, seconds=math.inf)
         time.sleep(delay_seconds)
-        self.process.kill()
-        self.process.join()
-        if self.process.exitcode != -signal.SIGKILL:
-            raise InputError(f"the transcription ended before it was killed, see {self.path.with_suffix('.txt')}.")
-
-
-def _transcribe(flags: list[str], output: Path) -> None:
-    # tqdm's lock is shared with the process that this one is forked from, which would wait for ever if this one is killed with it.
-    tqdm.set_lock(threading.RLock())
-    from lact_asr.inference.hybrid_asr_inference import main as transcribe
-
-    with output.open("ab") as file:
-        os.dup2(file.fileno(), sys.stdout.fileno())
-        os.dup2(file.fileno(), sys.stderr.fileno())
-    sys.exit(transcribe(flags))
+        if not self.kill():
+            raise InputError(f"{self.name} ended before it was killed, see {self.output}.")
 
 
 def whole_lines(path: Path) -> int:
@@ -118,8 +93,7 @@ def kill_and_compare(flags: Sequence[str], folder: Path, kills: int, seed: int) 
 def main(argv: list[str] | None = None) -> int:
     """Transcribe, kill, compare, report; returns the exit code."""
     arguments, flags = _parse(argv)
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    tqdm.monitor_interval = 0  # processes are forked from this one, so it must have no threads
+    allow_forks()
     import torch
 
     import lact_asr.inference.inference_setup  # noqa: F401 - and everything imported
