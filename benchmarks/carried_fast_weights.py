@@ -21,7 +21,6 @@ from tqdm import tqdm
 from lact_asr.atomic_files import write_json
 from lact_asr.checkpoint import load_checkpoint
 from lact_asr.data.corpora import load_corpus
-from lact_asr.data.corpus_listings import DATASET_TYPES
 from lact_asr.data.noise import COLOURS, NoiseMixer, load_noises
 from lact_asr.errors import exit_on_input_error
 from lact_asr.inference.decoding import GreedyDecoder
@@ -31,6 +30,7 @@ from lact_asr.inference.recogniser import Recogniser
 from lact_asr.inference.results.summary import markdown_table
 from lact_asr.inference.robustness.bootstrap import interval, resampled_rates
 from lact_asr.metrics import count_character_errors, count_word_errors
+from lact_asr.shared_flags import add_checkpoint, add_dataset_type
 
 COUNTS = {"words": count_word_errors, "characters": count_character_errors}
 
@@ -113,10 +113,10 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.carried_fast_weights", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )  # fmt: skip
-    parser.add_argument("--checkpoint", required=True)
+    add_checkpoint(parser)
     parser.add_argument("--data_dir", type=Path, required=True)
     parser.add_argument("--subset", required=True)
-    parser.add_argument("--dataset_type", choices=DATASET_TYPES, default="librispeech")
+    add_dataset_type(parser)
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--decays", type=float, nargs="+", default=[0.25, 0.5, 0.75, 1.0], help="default: %(default)s")
     parser.add_argument(

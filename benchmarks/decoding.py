@@ -36,6 +36,7 @@ from lact_asr.inference.results.summary import markdown_table
 from lact_asr.inference.robustness.peak_memory import PeakMemory, memory_in_use, release_freed_memory
 from lact_asr.metrics import corpus_word_errors
 from lact_asr.sample_rate import SAMPLE_RATE_HZ
+from lact_asr.shared_flags import add_checkpoint, add_dataset_type
 
 PLAIN = "pyctcdecode as it comes"
 _CPU = torch.device("cpu")
@@ -173,10 +174,10 @@ def _table(measured: dict[str, object]) -> str:
 def main(argv: list[str] | None = None) -> int:
     """Measure each subset, print tables, and write decoding.json and decoding.md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", required=True)
+    add_checkpoint(parser)
     parser.add_argument("--data_dir", type=Path, required=True)
     parser.add_argument("--subset", nargs="+", required=True)
-    parser.add_argument("--dataset_type", default="librispeech")
+    add_dataset_type(parser)
     parser.add_argument("--lm_path", default="auto", help="default: lm.arpa beside the checkpoint")
     parser.add_argument("--lm_weight", type=float, default=0.5)
     parser.add_argument("--word_score", type=float, default=1.5)

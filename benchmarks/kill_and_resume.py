@@ -29,6 +29,7 @@ from tqdm import tqdm
 from benchmarks.forked_command import ForkedCommand, allow_forks
 from lact_asr.atomic_files import write_json
 from lact_asr.errors import exit_on_input_error
+from lact_asr.shared_flags import positive_int
 
 MODEL = {
     "conv_dim": [8] * 7, "encoder_target_ds_factor": 8, "num_hidden_layers": 2, "hidden_size": 16, "intermediate_size": 16,
@@ -252,15 +253,9 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--output_dir", type=Path, required=True, help="for kill_and_resume.json; made if needed")
-    parser.add_argument("--kills", type=_positive_int, default=100, help="default: %(default)s")
+    parser.add_argument("--kills", type=positive_int, default=100, help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of moments, corpus and training (default: %(default)s)")
     return parser.parse_args(argv)
-
-
-def _positive_int(text: str) -> int:
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
-    return int(text)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from lact_asr.atomic_files import write_csv, write_json
 from lact_asr.errors import exit_on_input_error
 from lact_asr.processing_hybrid_asr import HybridASRProcessor
 from lact_asr.sample_rate import SAMPLE_RATE_HZ
+from lact_asr.shared_flags import add_dataset_type
 from lact_asr.text import build_vocabulary
 
 SIZES = {"tiny": "configs/tiny.json", "small": "configs/small.json", "paper": "configs/hybrid_asr_config.json"}
@@ -224,7 +225,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--steps", type=int, default=20, help="timed steps of each system, 2 or more (default: %(default)s)"
     )
     parser.add_argument("--data_dir", type=Path, help="a corpus to train on, laid out as --dataset_type says")
-    parser.add_argument("--dataset_type", choices=("librispeech", "manifest"), default="librispeech")
+    add_dataset_type(parser)
     parser.add_argument("--subset", default="train-clean-100", help="of --data_dir (default: %(default)s)")
     parser.add_argument("--gradient_checkpointing", action="store_true", help="of both models' blocks and front ends")
     parser.add_argument("--compile", action="store_true", help="torch.compile both models' front ends and each block")

@@ -28,6 +28,7 @@ from lact_asr.errors import InputError, exit_on_input_error
 from lact_asr.inference.alignment.forced_alignment import align_recording
 from lact_asr.inference.decoding import make_decoder
 from lact_asr.inference.recogniser import Recogniser
+from lact_asr.shared_flags import add_checkpoint
 from lact_asr.text import normalise_text
 
 SURE = 0.5
@@ -93,7 +94,7 @@ def measure(recogniser: Recogniser, utterances: list[Utterance]) -> dict[str, li
 @exit_on_input_error
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", required=True, help="of a model that knows eSpeak's voices, as the demo's")
+    add_checkpoint(parser, " of a model that knows eSpeak's voices, as the demo's")
     parser.add_argument("--utterances", type=int, default=60, help="default: %(default)s")
     parser.add_argument("--output_dir", type=Path, default=Path("benchmarks/results/word_times"))
     arguments = parser.parse_args(argv)

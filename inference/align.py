@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lact_asr.command_line import program_name
-from lact_asr.data.corpus_listings import DATASET_TYPES
 from lact_asr.errors import InputError, exit_on_input_error
 from lact_asr.inference.transcript_formats.formats import (
     FORMATS,
@@ -18,6 +17,7 @@ from lact_asr.inference.transcript_formats.formats import (
     choose_format,
     write_transcripts,
 )
+from lact_asr.shared_flags import add_checkpoint, add_dataset_type
 from lact_asr.text import normalise_text, unspellable_characters
 
 if TYPE_CHECKING:
@@ -112,18 +112,13 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--checkpoint",
-        required=True,
-        metavar="FILE_OR_FOLDER",
-        help="best_model.pt, a save_pretrained folder or a hub name",
-    )
+    add_checkpoint(parser)
     parser.add_argument("--audio_file", type=Path, default=None, help="a recording, with --text or --text_file")
     parser.add_argument("--text", default=None, help="what is said in it")
     parser.add_argument("--text_file", type=Path, default=None, help="a file that holds what is said in it")
     parser.add_argument("--data_dir", type=Path, default=None, help="a corpus, with --subset")
     parser.add_argument("--subset", default=None, help="subset of the corpus, or of a manifest folder")
-    parser.add_argument("--dataset_type", choices=DATASET_TYPES, default="librispeech", help="default: %(default)s")
+    add_dataset_type(parser)
     parser.add_argument("--max_samples", type=int, default=None, help="only the first so many utterances")
     parser.add_argument("--characters", action="store_true", help="also each character's times (jsonl, textgrid)")
     parser.add_argument("--output", type=Path, default=None, metavar="FILE|FOLDER", help="default: stdout")

@@ -64,6 +64,7 @@ def export(run: Path, folder: Path, name: str, results: list[Path], license: str
     """
     from lact_asr.checkpoint import load_checkpoint
     from lact_asr.inference.exporting.model_card import fill_model_card, read_run, read_scored_subset
+    from lact_asr.inference.ttt.statistics import STATISTICS_NAME
 
     scored = [read_scored_subset(path) for path in results]
     run_folder = run.parent if run.is_file() else run
@@ -72,6 +73,8 @@ def export(run: Path, folder: Path, name: str, results: list[Path], license: str
     checkpoint.model.save_pretrained(folder)
     checkpoint.processor.save_pretrained(folder)
     has_language_model = _copy_language_model(run_folder, folder)
+    if (run_folder / STATISTICS_NAME).is_file():
+        shutil.copyfile(run_folder / STATISTICS_NAME, folder / STATISTICS_NAME)
     characters = [token for token in checkpoint.processor.vocabulary if len(token) == 1 and token != "|"]
     card = fill_model_card(
         name,
@@ -97,9 +100,8 @@ def _copy_language_model(run: Path, folder: Path) -> bool:
         return False
     shutil.copyfile(path, folder / LANGUAGE_MODEL_NAME)
     if weights := tuned_weights(str(run), str(path)):
-        write_json(
-            folder / TUNED_WEIGHTS_NAME, {"best": weights}
-        )  # and not the name of the folder that they were tuned on
+        # And not the name of the folder that they were tuned on.
+        write_json(folder / TUNED_WEIGHTS_NAME, {"best": weights})
     return True
 
 

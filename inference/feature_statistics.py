@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lact_asr.command_line import program_name
-from lact_asr.data.corpus_listings import DATASET_TYPES
 from lact_asr.errors import InputError, exit_on_input_error
+from lact_asr.shared_flags import add_checkpoint, add_dataset_type, positive_int
 
 if TYPE_CHECKING:
     from lact_asr.inference.evaluation import Utterance
@@ -68,20 +68,18 @@ def _accumulate(recogniser: Recogniser, utterances: Sequence[Utterance]) -> Feat
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    def count(text: str) -> int:
-        if int(text) < 1:
-            raise ValueError
-        return int(text)
-
     parser = argparse.ArgumentParser(
         prog=program_name("python -m lact_asr.inference.feature_statistics"), description=main.__doc__
     )
-    parser.add_argument("--checkpoint", required=True, help="best_model.pt or a folder; the file is written beside it")
+    add_checkpoint(parser, "; the statistics are written beside it")
     parser.add_argument("--data_dir", type=Path, required=True, help="a corpus that the model was trained on")
     parser.add_argument("--subset", required=True, help="e.g. train-clean-100; no transcripts are used")
-    parser.add_argument("--dataset_type", choices=DATASET_TYPES, default="librispeech")
+    add_dataset_type(parser)
     parser.add_argument(
-        "--max_samples", type=count, default=1000, help="so many utterances, spread evenly (default: %(default)s)"
+        "--max_samples",
+        type=positive_int,
+        default=1000,
+        help="so many utterances, spread evenly (default: %(default)s)",
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     return parser.parse_args(argv)

@@ -16,6 +16,7 @@ from lact_asr.command_line import program_name
 from lact_asr.errors import InputError, exit_on_input_error
 from lact_asr.inference.arguments import parse_arguments as parse_inference_arguments
 from lact_asr.sample_rate import SAMPLE_RATE_HZ
+from lact_asr.shared_flags import add_checkpoint
 
 if TYPE_CHECKING:
     from lact_asr.inference.streaming import StreamingTranscriber, StreamUpdate
@@ -118,7 +119,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         description="Transcribe a microphone, or a file as if it were one, while it goes on. Final words go to stdout, words that may "
         "still change to the terminal; what streaming costs in accuracy: docs/streaming.md.",
     )
-    parser.add_argument("--checkpoint", required=True, help="best_model.pt, a save_pretrained folder or a hub name")
+    add_checkpoint(parser)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--microphone", action="store_true", help="the default input device, until Ctrl-C")
     source.add_argument("--audio_file", type=Path, help="a recording, fed in portions of 0.1 s")

@@ -13,9 +13,9 @@ from tqdm import tqdm
 
 from lact_asr.atomic_files import write_json
 from lact_asr.command_line import program_name
-from lact_asr.data.corpus_listings import DATASET_TYPES
 from lact_asr.errors import InputError, exit_on_input_error
 from lact_asr.inference.decoder_names import DECODERS
+from lact_asr.shared_flags import add_checkpoint, add_dataset_type, positive_int
 
 if TYPE_CHECKING:
     import torch
@@ -142,28 +142,13 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     def floats(text: str) -> list[float]:
         return [float(part) for part in text.split(",")]
 
-    def count(text: str) -> int:
-        if int(text) < 1:
-            raise ValueError
-        return int(text)
-
     parser = argparse.ArgumentParser(
         prog=program_name("python -m lact_asr.inference.tune_language_model"), description=DESCRIPTION
     )
-    parser.add_argument(
-        "--checkpoint",
-        required=True,
-        metavar="FILE_OR_FOLDER",
-        help="best_model.pt, a save_pretrained folder or a hub name; the result is written beside it",
-    )
+    add_checkpoint(parser, "; the result is written beside it")
     parser.add_argument("--data_dir", type=Path, required=True, help="a corpus, with --subset")
     parser.add_argument("--subset", required=True, help="labelled data that is not the test set")
-    parser.add_argument(
-        "--dataset_type",
-        choices=DATASET_TYPES,
-        default="librispeech",
-        help="how --data_dir is laid out (default: %(default)s)",
-    )
+    add_dataset_type(parser)
     parser.add_argument(
         "--lm_path", default="auto", help="ARPA or KenLM binary (default: lm.arpa beside the checkpoint)"
     )
@@ -185,12 +170,12 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--decoder", choices=tuple(DECODERS), default="pyctcdecode", help="default: %(default)s")
     parser.add_argument(
         "--processes",
-        type=count,
+        type=positive_int,
         default=os.cpu_count() or 1,
         help="pairs to try at once (default: %(default)s, the cores)",
     )
     parser.add_argument(
-        "--max_samples", type=count, default=200, help="so many utterances, spread evenly (default: %(default)s)"
+        "--max_samples", type=positive_int, default=200, help="so many utterances, spread evenly (default: %(default)s)"
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: %(default)s")
     return parser.parse_args(argv)

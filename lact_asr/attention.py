@@ -9,9 +9,8 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional
 
-SMALLEST_BLOCK = (
-    32  # queries; smaller ones, and ones of 64 and 128, took longer on a CPU at windows of 16 and 32 frames
-)
+# Queries. Fewer, and 64 and 128, took longer on a CPU at windows of 16 and 32 frames.
+SMALLEST_BLOCK = 32
 
 
 def rotate(tensor: Tensor, theta: float) -> Tensor:

@@ -10,9 +10,16 @@ from typing import TypeVar
 
 from lact_asr.audio import MIN_SAMPLES
 from lact_asr.command_line import program_name
-from lact_asr.data.corpus_listings import DATASET_TYPES
 from lact_asr.data.download import CORPORA
 from lact_asr.errors import InputError
+from lact_asr.shared_flags import (
+    add_dataset_type,
+    checked,
+    non_negative_float,
+    non_negative_int,
+    positive_float,
+    positive_int,
+)
 from lact_asr.training.trackers import TRACKERS
 from lact_asr.ttt_names import (
     FEATURE_OFFSET,
@@ -62,12 +69,7 @@ def _add_data(group: argparse._ArgumentGroup) -> None:
         required=True,
         help="the corpus: a LibriSpeech folder, or the folder of JSON-lines manifests",
     )
-    group.add_argument(
-        "--dataset_type",
-        choices=DATASET_TYPES,
-        default="librispeech",
-        help="how --data_dir is laid out (default: %(default)s)",
-    )
+    add_dataset_type(group)
     group.add_argument(
         "--download",
         choices=tuple(CORPORA),
@@ -93,26 +95,26 @@ def _add_data(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--batch_size",
-        type=_positive_int,
+        type=positive_int,
         default=None,
         help="utterances a batch and process (default: 8, or as many as --max_batch_duration allows)",
     )
     group.add_argument(
         "--max_batch_duration",
-        type=_positive_float,
+        type=positive_float,
         default=None,
         metavar="SECONDS",
         help="seconds of audio a batch and process, padding included: more of short utterances, fewer of long ones",
     )
     group.add_argument(
         "--num_buckets",
-        type=_positive_int,
+        type=positive_int,
         default=30,
         help="duration buckets, so that little is padded (default: %(default)s)",
     )
     group.add_argument(
         "--max_audio_duration",
-        type=_positive_float,
+        type=positive_float,
         default=None,
         metavar="SECONDS",
         help="leave longer training utterances out, counted",
@@ -162,13 +164,13 @@ def _add_data(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--num_workers",
-        type=_non_negative_int,
+        type=non_negative_int,
         default=0,
         help="processes that read audio; 0 reads in the main process (default: %(default)s)",
     )
     group.add_argument(
         "--cache_gigabytes",
-        type=_non_negative_float,
+        type=non_negative_float,
         default=2.0,
         help="keep decoded training audio in memory, up to so much (default: %(default)s)",
     )
@@ -197,7 +199,7 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--front_end_warm_start_steps",
-        type=_non_negative_int,
+        type=non_negative_int,
         default=0,
         help="first let a random front end learn log-mel spectrograms for so many steps: CTC from scratch then starts "
         "learning much earlier (default: %(default)s)",
@@ -241,18 +243,18 @@ def _add_ttt(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--ttt_optimizer", choices=OPTIMIZERS, default=None, help="of the step (default: adamw)")
     group.add_argument(
         "--ttt_learning_rate",
-        type=_positive_float,
+        type=positive_float,
         default=None,
         help="of the step; meta-training starts from it and learns one for each tensor (default: by loss)",
     )
-    group.add_argument("--ttt_steps", type=_non_negative_int, default=None, help="steps (default: the configuration's)")
+    group.add_argument("--ttt_steps", type=non_negative_int, default=None, help="steps (default: the configuration's)")
     group.add_argument("--ttt_mask_prob", type=float, default=None, help="share of frames to mask (likewise)")
-    group.add_argument("--ttt_mask_length", type=_positive_int, default=None, help="frames a span (likewise)")
+    group.add_argument("--ttt_mask_length", type=positive_int, default=None, help="frames a span (likewise)")
     group.add_argument(
-        "--ttt_loss_weight", type=_non_negative_float, default=None, help="of the self-supervised loss (likewise)"
+        "--ttt_loss_weight", type=non_negative_float, default=None, help="of the self-supervised loss (likewise)"
     )
     group.add_argument(
-        "--ttt_after_weight", type=_non_negative_float, default=None, help="meta: of the loss after the step (likewise)"
+        "--ttt_after_weight", type=non_negative_float, default=None, help="meta: of the loss after the step (likewise)"
     )
     group.add_argument(
         "--ttt_outer_loss",
@@ -275,9 +277,9 @@ def _add_ttt(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_optimisation(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--max_epochs", type=_positive_int, default=25, help="default: %(default)s")
+    group.add_argument("--max_epochs", type=positive_int, default=25, help="default: %(default)s")
     group.add_argument(
-        "--max_steps", type=_positive_int, default=None, help="stop after so many optimiser steps, whatever the epoch"
+        "--max_steps", type=positive_int, default=None, help="stop after so many optimiser steps, whatever the epoch"
     )
     group.add_argument(
         "--optimizer",
@@ -285,24 +287,24 @@ def _add_optimisation(group: argparse._ArgumentGroup) -> None:
         default="adamw",
         help="muon: Muon for the matrices behind the front end but the output layer's, AdamW for the rest, at the same learning rate (default: %(default)s)",
     )
-    group.add_argument("--peak_lr", type=_positive_float, default=5e-4, help="default: %(default)s")
+    group.add_argument("--peak_lr", type=positive_float, default=5e-4, help="default: %(default)s")
     group.add_argument(
         "--encoder_lr_scale",
-        type=_non_negative_float,
+        type=non_negative_float,
         default=None,
         help="the front end learns at peak_lr times this (default: the configuration's)",
     )
     group.add_argument(
         "--warmup_steps",
-        type=_non_negative_int,
+        type=non_negative_int,
         default=10_000,
         help="linear from 10 %% to 100 %% of the peak, then cosine to 1 %% (default: %(default)s)",
     )
-    group.add_argument("--weight_decay", type=_non_negative_float, default=0.01, help="default: %(default)s")
+    group.add_argument("--weight_decay", type=non_negative_float, default=0.01, help="default: %(default)s")
     group.add_argument(
-        "--max_grad_norm", type=_positive_float, default=1.0, help="clip gradients to this norm (default: %(default)s)"
+        "--max_grad_norm", type=positive_float, default=1.0, help="clip gradients to this norm (default: %(default)s)"
     )
-    group.add_argument("--gradient_accumulation_steps", type=_positive_int, default=1, help="default: %(default)s")
+    group.add_argument("--gradient_accumulation_steps", type=positive_int, default=1, help="default: %(default)s")
     group.add_argument(
         "--mixed_precision",
         nargs="?",
@@ -335,9 +337,9 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
         help="go on from the newest readable checkpoint of --output_dir, or of FOLDER, or from FILE; auto: likewise, but start "
         "if --output_dir has none, so that a cluster can give every start the same command",
     )
-    group.add_argument("--seed", type=_non_negative_int, default=0, help="default: %(default)s")
+    group.add_argument("--seed", type=non_negative_int, default=0, help="default: %(default)s")
     group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: %(default)s")
-    group.add_argument("--logging_steps", type=_positive_int, default=20, help="default: %(default)s")
+    group.add_argument("--logging_steps", type=positive_int, default=20, help="default: %(default)s")
     group.add_argument(
         "--trackers",
         type=_names(TRACKERS),
@@ -348,26 +350,26 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--eval_steps",
-        type=_positive_int,
+        type=positive_int,
         default=None,
         help="validate after so many steps (default: after each epoch)",
     )
     group.add_argument(
         "--save_steps",
-        type=_positive_int,
+        type=positive_int,
         default=500,
         help="write a checkpoint after so many steps (default: %(default)s)",
     )
     group.add_argument(
         "--keep_checkpoints",
-        type=_positive_int,
+        type=positive_int,
         default=2,
         metavar="N",
         help="delete all but the last N; while one is written there are N + 1 (default: %(default)s)",
     )
     group.add_argument(
         "--max_skipped_steps",
-        type=_positive_int,
+        type=positive_int,
         default=20,
         metavar="N",
         help="stop after N steps in a row that were left out because the loss or a gradient was not finite (default: "
@@ -388,34 +390,8 @@ def _checked_by(parse: Callable[[str], object]) -> Callable[[str], str]:
     return check
 
 
-def _positive_int(text: str) -> int:
-    return _checked(int, text, lambda value: value >= 1, "a whole number of 1 or more")
-
-
-def _non_negative_int(text: str) -> int:
-    return _checked(int, text, lambda value: value >= 0, "a whole number of 0 or more")
-
-
 def _crop_length(text: str) -> int:
-    return _checked(int, text, lambda value: value == 0 or value >= MIN_SAMPLES, f"0, or at least {MIN_SAMPLES}")
-
-
-def _positive_float(text: str) -> float:
-    return _checked(float, text, lambda value: 0 < value < math.inf, "a number above 0")
-
-
-def _non_negative_float(text: str) -> float:
-    return _checked(float, text, lambda value: 0 <= value < math.inf, "a number of 0 or more")
-
-
-def _checked(kind: Callable[[str], Number], text: str, is_valid: Callable[[Number], bool], rule: str) -> Number:
-    try:
-        value = kind(text)
-    except ValueError:
-        value = None
-    if value is None or not is_valid(value):
-        raise argparse.ArgumentTypeError(f"{text!r} is not {rule}")
-    return value
+    return checked(int, text, lambda value: value == 0 or value >= MIN_SAMPLES, f"0, or at least {MIN_SAMPLES}")
 
 
 def _names(allowed: Collection[str]) -> Callable[[str], tuple[str, ...]]:

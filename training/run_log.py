@@ -129,6 +129,22 @@ def prepare_output_dir(output_dir: Path) -> None:
         raise InputError(f"The output folder {output_dir} is not writable: {error.strerror}.") from None
 
 
+def earlier_starts(path: Path, description: dict) -> list[dict]:
+    """The descriptions under which a resumed run was started before, oldest first, as far as they differ from the next one.
+
+    Args:
+        path: ``run.json`` as the last start left it; an unreadable one is as good as none.
+        description: of the start that is under way.
+    """
+    try:
+        last = json.loads(path.read_text(encoding="utf-8"))
+        earlier = last.pop("earlier_starts", [])
+    except (OSError, ValueError, AttributeError):
+        return []
+    comparable = json.loads(json.dumps(description, default=str))
+    return earlier if last == comparable else [*earlier, last]
+
+
 def describe_run(arguments: dict, model_sizes: dict) -> dict:
     """What somebody needs to repeat the run: command, arguments, versions, commit, machine, sizes."""
     return {

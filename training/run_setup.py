@@ -36,7 +36,7 @@ from lact_asr.training.data_setup import (
 from lact_asr.training.front_end_warm_start import warm_start_front_end
 from lact_asr.training.model_setup import make_config, make_model
 from lact_asr.training.processes import start_from_the_main_process
-from lact_asr.training.run_log import RunLog, describe_run
+from lact_asr.training.run_log import RunLog, describe_run, earlier_starts
 from lact_asr.training.trackers import check_trackers, start_trackers
 from lact_asr.training.trainer import Trainer
 from lact_asr.training.ttt_rates import calibrate_rates
@@ -126,7 +126,7 @@ def make_trainer(arguments: argparse.Namespace, accelerator: Accelerator, resume
         accelerator.print(f"Going on from {path}, step {trainer.progress.step} of {trainer.total_steps}.")
     if accelerator.is_main_process:
         delete_unfinished_files(arguments.output_dir)
-        description = _describe(arguments, accelerator, model, processor.vocabulary)
+        description = _describe(arguments, accelerator, model, processor.vocabulary, resumed=bool(resume_from))
         _write_left_out(arguments, reported)
         _build_language_model(arguments, training_corpus, reuse=bool(resume_from))
         trackers = start_trackers(arguments.trackers, arguments.output_dir, description, trainer.progress.step + 1)
@@ -179,7 +179,11 @@ def _report_batches(arguments: argparse.Namespace, accelerator: Accelerator, cor
 
 
 def _describe(
-    arguments: argparse.Namespace, accelerator: Accelerator, model: HybridASRForCTC, vocabulary: dict[str, int]
+    arguments: argparse.Namespace,
+    accelerator: Accelerator,
+    model: HybridASRForCTC,
+    vocabulary: dict[str, int],
+    resumed: bool,
 ) -> dict:
     """Write down what is run; returns the content of ``run.json``."""
     counts = count_parameters(model)
@@ -191,7 +195,10 @@ def _describe(
         "distribution": accelerator.distributed_type.value,
         "precision": accelerator.mixed_precision,
     }
-    write_json(arguments.output_dir / "run.json", description)
+    path = arguments.output_dir / "run.json"
+    if resumed:
+        description["earlier_starts"] = earlier_starts(path, description)
+    write_json(path, description)
     write_json(arguments.output_dir / "vocab.json", vocabulary)
     model.config.to_json_file(arguments.output_dir / "config.json", use_diff=False)
     return description

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import gzip
 import io
-import json
 import shutil
 import tempfile
 from collections import Counter
@@ -18,6 +17,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from lact_asr.atomic_files import replacing
+from lact_asr.data.corpus_listings import manifest_text
 from lact_asr.errors import InputError
 from lact_asr.inference.language_models.kenlm_programs import estimate_with_lmplz, require_program, write_binary
 from lact_asr.text import normalise_text
@@ -179,13 +179,7 @@ def _manifest_texts(path: Path) -> Iterator[str]:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
-            try:
-                text = json.loads(line)["text"]
-            except (json.JSONDecodeError, KeyError, TypeError) as error:
-                raise InputError(f'{path}, line {number}, is not a JSON object with a "text"') from error
-            if not isinstance(text, str):
-                raise InputError(f'{path}, line {number}: "text" is not a string')
-            yield text
+            yield manifest_text(line, f"{path}, line {number},")
 
 
 def _plain_texts(path: Path) -> Iterator[str]:

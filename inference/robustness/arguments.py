@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lact_asr.command_line import program_name
-from lact_asr.data.corpus_listings import DATASET_TYPES
 from lact_asr.data.corruptions import KINDS, Condition, check_noise_source
 from lact_asr.data.noise import COLOURS
 from lact_asr.errors import InputError
 from lact_asr.inference.arguments import parse_arguments as parse_inference_arguments
 from lact_asr.inference.robustness.groups import Group
+from lact_asr.shared_flags import add_dataset_type
 
 DESCRIPTION = """Compare systems on recordings that differ from their training data.
 
@@ -126,12 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--data_dir", type=Path, required=True, help="the corpus")
     parser.add_argument("--subset", required=True, help="its subset, or a manifest's name")
-    parser.add_argument(
-        "--dataset_type",
-        choices=DATASET_TYPES,
-        default="librispeech",
-        help="how --data_dir is laid out (default: %(default)s)",
-    )
+    add_dataset_type(parser)
     parser.add_argument(
         "--output_dir", type=Path, required=True, help="where results, summary.csv, summary.json and report.html go"
     )

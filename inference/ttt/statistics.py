@@ -88,13 +88,12 @@ def save_statistics(statistics: FeatureStatistics, path: Path) -> None:
         raise InputError(f"{path} cannot be written: {error}.") from None
 
 
-def load_statistics(folder: Path, model: nn.Module, device: torch.device | str = "cpu") -> FeatureStatistics:
-    """What `save_statistics` wrote in a checkpoint's folder.
+def load_statistics(path: Path, model: nn.Module, device: torch.device | str = "cpu") -> FeatureStatistics:
+    """What `save_statistics` wrote beside a checkpoint.
 
     Raises:
         InputError: there is no such file, it is damaged, or it is another model's.
     """
-    path = folder / STATISTICS_NAME
     if not path.is_file():
         raise InputError(
             f"There are no training statistics {path}: write them with python -m lact_asr.inference.feature_statistics."

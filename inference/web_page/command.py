@@ -10,6 +10,7 @@ from dataclasses import replace
 from lact_asr.command_line import program_name
 from lact_asr.errors import InputError, exit_on_input_error
 from lact_asr.inference.arguments import parse_arguments as parse_inference_arguments
+from lact_asr.shared_flags import add_checkpoint
 
 DESCRIPTION = """A page in the browser: upload or record speech, and see its transcript without and with test-time training (TTT) side by
 side, differing words marked, doubtful ones shaded, with the time that each took.
@@ -63,7 +64,7 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[argparse.Namespace, 
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--checkpoint", required=True, help="best_model.pt, a save_pretrained folder or a hub name")
+    add_checkpoint(parser)
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other computers in (default: %(default)s)")
     parser.add_argument("--port", type=int, default=7860, help="default: %(default)s")
     parser.add_argument(

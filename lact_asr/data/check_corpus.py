@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lact_asr.command_line import program_name
-from lact_asr.data.corpus_listings import DATASET_TYPES
 from lact_asr.errors import InputError, exit_on_input_error
+from lact_asr.shared_flags import add_dataset_type, positive_int
 
 if TYPE_CHECKING:
     from lact_asr.data.corpus_checks import CheckedSubset
@@ -74,11 +74,6 @@ def _print_problems(checked: list[CheckedSubset], max_shown: int) -> None:
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    def count(text: str) -> int:
-        if int(text) < 1:
-            raise ValueError
-        return int(text)
-
     parser = argparse.ArgumentParser(
         prog=program_name("python -m lact_asr.data.check_corpus"),
         description=DESCRIPTION,
@@ -88,12 +83,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--subset", required=True, help="subset, or several with commas; train-960 is all of LibriSpeech"
     )
-    parser.add_argument(
-        "--dataset_type",
-        choices=DATASET_TYPES,
-        default="librispeech",
-        help="layout of --data_dir (default: %(default)s)",
-    )
+    add_dataset_type(parser)
     parser.add_argument("--output_dir", type=Path, required=True, help="where the report goes; made if needed")
     model = parser.add_mutually_exclusive_group()
     model.add_argument(
@@ -104,10 +94,16 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     )
     model.add_argument("--checkpoint", default=None, help="a trained model, for its frame rate and its vocabulary")
     parser.add_argument(
-        "--num_workers", type=count, default=os.cpu_count(), help="processes that read audio (default: one a core)"
+        "--num_workers",
+        type=positive_int,
+        default=os.cpu_count(),
+        help="processes that read audio (default: one a core)",
     )
     parser.add_argument(
-        "--max_shown", type=count, default=3, help="sentences to print of each kind of problem (default: %(default)s)"
+        "--max_shown",
+        type=positive_int,
+        default=3,
+        help="sentences to print of each kind of problem (default: %(default)s)",
     )
     arguments = parser.parse_args(argv)
     try:

@@ -27,7 +27,6 @@ from tqdm import tqdm
 
 from lact_asr.audio import MIN_SAMPLES, SAMPLE_RATE_HZ, AudioHeader, TarMember, read_audio, read_audio_header
 from lact_asr.data.corpus_listings import (
-    DATASET_TYPES,
     Entry,
     Listing,
     Problem,
@@ -37,6 +36,7 @@ from lact_asr.data.corpus_listings import (
     manifest_paths,
     subset_names,
 )
+from lact_asr.data.dataset_types import DATASET_TYPES
 from lact_asr.data.shar import shar_entries, shar_folders
 from lact_asr.errors import InputError, one_line
 from lact_asr.text import normalise_text, unspellable_characters

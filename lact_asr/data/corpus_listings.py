@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 from lact_asr.audio import AUDIO_EXTENSIONS, AudioHeader, TarMember
 from lact_asr.errors import InputError, one_line
 
-DATASET_TYPES = ("librispeech", "manifest", "shar")
 SUBSET_ALIASES = {"train-960": ("train-clean-100", "train-clean-360", "train-other-500")}
 _MOST_SECONDS = 1e9  # thirty years: more is no recording's length
 _MANIFEST_KEYS = frozenset({"audio_filepath", "text", "duration", "offset", "id", "speaker", "gender"})
@@ -183,6 +182,21 @@ def manifest_entries(manifest: Path, problems: list[Problem]) -> Iterator[Entry]
             problems.append(Problem(f"{manifest.name}:{number}", one_line(f"{place} {problem[1]}"), problem[0]))
         else:
             yield _manifest_entry(manifest, row)
+
+
+def manifest_text(line: str, place: str) -> str:
+    """The text of a line, where nothing else of it is needed.
+
+    Raises:
+        InputError: there is none; the message begins with the place.
+    """
+    try:
+        text = json.loads(line)["text"]
+    except (ValueError, RecursionError, KeyError, TypeError):
+        raise InputError(f'{place} is not a JSON object with a "text"') from None
+    if not isinstance(text, str):
+        raise InputError(f'{place} has a "text" that is not a string')
+    return text
 
 
 def _is_unicode(row: Any) -> bool:

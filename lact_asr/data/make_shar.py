@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 from lact_asr.command_line import program_name
-from lact_asr.data.corpus_listings import DATASET_TYPES
 from lact_asr.errors import exit_on_input_error
+from lact_asr.shared_flags import add_dataset_type, positive_int
 
 DESCRIPTION = """Pack subsets of a corpus into Shar folders (lhotse's format: a thousand recordings share one tar file).
 
@@ -43,11 +43,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    def count(text: str) -> int:
-        if int(text) < 1:
-            raise ValueError
-        return int(text)
-
     parser = argparse.ArgumentParser(
         prog=program_name("python -m lact_asr.data.make_shar"),
         description=DESCRIPTION,
@@ -57,12 +52,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--subset", required=True, help="subset, or several with commas; train-960 is all of LibriSpeech"
     )
-    parser.add_argument(
-        "--dataset_type",
-        choices=DATASET_TYPES,
-        default="librispeech",
-        help="layout of --data_dir (default: %(default)s)",
-    )
+    add_dataset_type(parser)
     parser.add_argument("--output_dir", type=Path, required=True, help="where the folder of each subset goes")
     parser.add_argument(
         "--audio_format",
@@ -71,7 +61,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         help="flac loses nothing of 16-bit audio; opus takes about a fifth of the space (default: %(default)s)",
     )
     parser.add_argument(
-        "--shard_size", type=count, default=1000, help="recordings in a tar file (default: %(default)s)"
+        "--shard_size", type=positive_int, default=1000, help="recordings in a tar file (default: %(default)s)"
     )
     parser.add_argument(
         "--keep_order",
@@ -79,7 +69,9 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         help="keep the corpus's order, speaker after speaker; by default a shard is a random sample of the subset, so that "
         "training batches mix speakers",
     )
-    parser.add_argument("--num_workers", type=count, default=os.cpu_count(), help="processes (default: one a core)")
+    parser.add_argument(
+        "--num_workers", type=positive_int, default=os.cpu_count(), help="processes (default: one a core)"
+    )
     return parser.parse_args(argv)
 
 

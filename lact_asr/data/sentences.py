@@ -9,13 +9,13 @@ from __future__ import annotations
 import bisect
 import functools
 import itertools
-import json
 import random
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from lact_asr.data.corpus_listings import manifest_text
 from lact_asr.errors import InputError
 from lact_asr.text import normalise_text, unspellable_characters
 
@@ -239,16 +239,6 @@ def generate_sentences(seed: int | str, exclude: Iterable[str] = ()) -> Iterator
 # ---- a user's own sentences -------------------------------------------------------------------------------------------
 
 
-def _manifest_text(line: str, where: str) -> str:
-    try:
-        text = json.loads(line)["text"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise InputError(f'{where} is not a JSON object with a "text" field') from error
-    if not isinstance(text, str):
-        raise InputError(f'{where}: "text" is not a string')
-    return text
-
-
 def read_sentences(path: str | Path) -> list[Sentence]:
     """Read sentences to speak: a plain text file with one a line, or a ``.jsonl`` manifest with a ``text`` field.
 
@@ -268,7 +258,7 @@ def read_sentences(path: str | Path) -> list[Sentence]:
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        raw = _manifest_text(line, f"{path}, line {number},") if path.suffix == ".jsonl" else line
+        raw = manifest_text(line, f"{path}, line {number},") if path.suffix == ".jsonl" else line
         text = normalise_text(raw)
         if text and not unspellable_characters(raw):
             # All capitals would be spelt letter by letter; punctuation, where there is any, shapes the intonation.

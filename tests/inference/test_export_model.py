@@ -15,6 +15,7 @@ from lact_asr.checkpoint import load_checkpoint, save_checkpoint, save_file_atom
 from lact_asr.inference.export_model import main
 from lact_asr.inference.results.results_file import ResultsWriter
 from lact_asr.inference.results.utterance_result import UtteranceResult
+from lact_asr.inference.ttt.statistics import STATISTICS_NAME
 from lact_asr.text import build_vocabulary
 from lact_asr.training.training_state import FORMAT as TRAINING_STATE_FORMAT
 
@@ -46,6 +47,7 @@ def run(speaking_model, language_model, tmp_path_factory) -> Path:
     weights = {"lm_weight": 0.6, "word_score": 1.0}
     write_json(folder / "lm_weights.json", {"best": weights, "tuned_on": "dev-clean (/home/someone/LibriSpeech)"})
     write_json(folder / "run.json", RUN)
+    (folder / STATISTICS_NAME).write_bytes(b"statistics")
     settings = {
         "subset": "test-clean",
         "beam_size": "50",
@@ -72,7 +74,7 @@ def test_the_folder_is_the_model(run, tmp_path, capsys):
     assert export(capsys, run, folder)[0] == 0
     assert {path.name for path in folder.iterdir()} == {
         "README.md", "config.json", "model.safetensors", "processor_config.json", "tokenizer_config.json", "vocab.json",
-        "lm.arpa", "lm_weights.json",
+        "lm.arpa", "lm_weights.json", STATISTICS_NAME,
     }  # fmt: skip
     before, after = load_checkpoint(run), load_checkpoint(folder)
     samples = torch.randn(1, 8000)

@@ -72,7 +72,7 @@ def test_a_search_aims_at_statistics_written_before(transcribe, flags, capsys):
     frames = int(load_file(path)["token_count"].sum())
     model = load_checkpoint(flags[1]).model
     assert frames == 4 * int(model.frame_lengths(torch.tensor(9_600)))  # four recordings of 0.6 s
-    assert load_statistics(path.parent, model).hidden_mean.shape == (3, 16)
+    assert load_statistics(path, model).hidden_mean.shape == (3, 16)
     result = transcribe(*flags, *recipe)
     assert result.code == 0, result.err
     assert "TTT: e_bats, 1 step of cma_es at 0.01 on feature_offset; carried by stream." in result.err
@@ -80,12 +80,12 @@ def test_a_search_aims_at_statistics_written_before(transcribe, flags, capsys):
 
 def test_statistics_of_another_model_or_damaged_ones(saved_checkpoint, speaking_model, flags):
     assert write_statistics([str(flag) for flag in flags[:6]]) == 0
-    folder = Path(flags[1]).parent
+    path = Path(flags[1]).parent / STATISTICS_NAME
     with pytest.raises(ValueError, match="are another model's"):
-        load_statistics(folder, speaking_model(num_hidden_layers=1))
-    (folder / STATISTICS_NAME).write_bytes(b"1234")
+        load_statistics(path, speaking_model(num_hidden_layers=1))
+    path.write_bytes(b"1234")
     with pytest.raises(ValueError, match="cannot be read"):
-        load_statistics(folder, speaking_model())
+        load_statistics(path, speaking_model())
 
 
 def test_an_unknown_recipe_is_said_at_once(transcribe, flags):

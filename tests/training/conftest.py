@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
@@ -25,6 +26,7 @@ from lact_asr.data.generated_speech import generate_corpus
 from lact_asr.training.checkpoint_rotation import saved_checkpoints
 from lact_asr.training.train_hybrid_asr import main
 
+PATIENCE_SECONDS = 300
 TINY_MODEL = {
     "conv_dim": [16] * 7,
     "encoder_target_ds_factor": 8,
@@ -165,6 +167,21 @@ def start_training(corpus_dir, write_config, tmp_path) -> Callable[..., BaseProc
         return process
 
     return start
+
+
+@pytest.fixture(scope="session")
+def wait_for() -> Callable[[Callable[[], bool], BaseProcess | subprocess.Popen], None]:
+    """Look again and again until something has happened, as long as a training's process lives."""
+
+    def wait(happened: Callable[[], bool], process: BaseProcess | subprocess.Popen) -> None:
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not happened():
+            alive = process.poll() is None if isinstance(process, subprocess.Popen) else process.is_alive()
+            assert alive, "training ended by itself"
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+
+    return wait
 
 
 @pytest.fixture(scope="session")

@@ -6,10 +6,7 @@ import json
 import os
 import random
 import signal
-import subprocess
 import time
-from collections.abc import Callable
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -19,7 +16,6 @@ from benchmarks.kill_and_resume import values_by_name
 from lact_asr.training.checkpoint_rotation import checkpoint_path, saved_checkpoints
 
 SEED = 5
-PATIENCE_SECONDS = 300
 STEPS = 14
 # Lines of the log, validations and ends of epochs fall between checkpoints, and everything draws at random.
 FLAGS = (
@@ -33,7 +29,9 @@ MODEL = {
 }  # fmt: skip
 
 
-def test_killed_at_three_random_moments_is_bit_for_bit_never_killed(train, start_training, corpus_dir, tmp_path):
+def test_killed_at_three_random_moments_is_bit_for_bit_never_killed(
+    train, start_training, wait_for, corpus_dir, tmp_path
+):
     flags = (*FLAGS, "--noise_dir", corpus_dir / "dev-generated")
     straight = train(*flags, name="straight", **MODEL)
     rng, folder = random.Random(SEED), tmp_path / "killed"
@@ -55,7 +53,7 @@ def test_killed_at_three_random_moments_is_bit_for_bit_never_killed(train, start
 
 
 @pytest.mark.parametrize("receivers", ["the process", "the process and its workers"])
-def test_sigterm_saves_within_seconds_while_workers_read(start_training, tmp_path, receivers):
+def test_sigterm_saves_within_seconds_while_workers_read(start_training, wait_for, tmp_path, receivers):
     """Batch systems and terminals signal workers, too."""
     log = tmp_path / "run" / "training_log.jsonl"
     process = start_training("--max_steps", 100_000, "--save_steps", 100_000, "--num_workers", 2)
@@ -74,7 +72,7 @@ def test_sigterm_saves_within_seconds_while_workers_read(start_training, tmp_pat
 
 @pytest.mark.slow
 def test_two_processes_killed_are_bit_for_bit_never_killed(
-    start_in_two_processes, train_in_two_processes, write_config, corpus_dir, tmp_path
+    start_in_two_processes, train_in_two_processes, wait_for, write_config, corpus_dir, tmp_path
 ):
     """The one line of losses in the log is their mean over all steps and both processes."""
     config, folder = write_config(tmp_path, **MODEL), tmp_path / "killed"
@@ -92,15 +90,6 @@ def test_two_processes_killed_are_bit_for_bit_never_killed(
 def children(process: int) -> list[int]:
     """Numbers of the processes that one has started."""
     return list(map(int, Path(f"/proc/{process}/task/{process}/children").read_text().split()))
-
-
-def wait_for(happened: Callable[[], bool], process: BaseProcess | subprocess.Popen) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not happened():
-        alive = process.poll() is None if isinstance(process, subprocess.Popen) else process.is_alive()
-        assert alive, "training ended by itself"
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
 
 
 def different(folder: Path, other: Path) -> list[str]:

@@ -1,13 +1,13 @@
 """A run that is stopped and resumed ends with the very weights of one that never stopped; and how a run is stopped."""
 
 import itertools
+import json
 import os
 import random
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -151,6 +151,20 @@ def test_resuming_a_finished_run_changes_nothing_and_scores_again(finished_run, 
     assert (run.folder / "test_results.json").read_text() == (finished_run.folder / "test_results.json").read_text()
 
 
+def test_a_run_says_how_it_was_started_before(finished_run, train, tmp_path):
+    shutil.copytree(finished_run.folder, tmp_path / "copy")
+    longer = ("--max_steps", 11, "--warmup_steps", 4, "--enable_ttt", "--resume_from_checkpoint", "--peak_lr")
+    found = []
+    for rate in (1e-3, 1e-3, 2e-3):
+        assert train(*longer, rate, name="copy").exit_code == 0
+        run = json.loads((tmp_path / "copy" / "run.json").read_text())
+        found.append([start["arguments"]["peak_lr"] for start in (*run["earlier_starts"], run)])
+    before = json.loads((finished_run.folder / "run.json").read_text())
+    assert run["earlier_starts"][0] == before
+    rate = before["arguments"]["peak_lr"]
+    assert found == [[rate, 1e-3], [rate, 1e-3], [rate, 1e-3, 2e-3]]
+
+
 def test_a_longer_run_goes_on_from_a_finished_one_in_a_new_folder(finished_run, train):
     """The best model stayed in the other folder, so the first validation here counts as best, whatever its rate."""
     flags = ("--max_steps", 11, "--warmup_steps", 4, "--enable_ttt", "--test_subset", "test-generated")
@@ -176,9 +190,10 @@ def test_a_state_of_another_model_is_refused_and_the_run_left_alone(finished_run
 
 
 def test_sigterm_to_the_script_saves_exits_with_143_and_leaves_nothing_temporary(
-    corpus_dir, write_config, train, tmp_path
+    corpus_dir, write_config, train, wait_for, tmp_path
 ):
     folder = tmp_path / "run"
+    log = folder / "training_log.jsonl"
     command = [
         sys.executable, SCRIPT, "--config_path", write_config(tmp_path), "--data_dir", corpus_dir, "--train_subset",
         "train-generated", "--val_subset", "dev-generated", "--output_dir", folder, "--device", "cpu", "--batch_size", 2,
@@ -187,7 +202,7 @@ def test_sigterm_to_the_script_saves_exits_with_143_and_leaves_nothing_temporary
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment) as process:  # fmt: skip
         try:
-            _wait_for_steps(folder / "training_log.jsonl", 4, process)
+            wait_for(lambda: log.exists() and log.read_text().count('"train"') >= 4, process)
             process.terminate()
             out = process.communicate(timeout=60)[0].decode()
         finally:
@@ -201,14 +216,6 @@ def test_sigterm_to_the_script_saves_exits_with_143_and_leaves_nothing_temporary
     resumed = train("--max_steps", step + 1, "--resume_from_checkpoint")
     assert resumed.exit_code == 0
     assert resumed.state()["progress"]["step"] == step + 1
-
-
-def _wait_for_steps(log: Path, steps: int, process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 300
-    while not (log.exists() and log.read_text().count('"train"') >= steps):
-        assert process.poll() is None, "training ended by itself"
-        assert time.monotonic() < deadline, "no training step within five minutes"
-        time.sleep(0.05)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
