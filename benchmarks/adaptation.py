@@ -4,8 +4,8 @@
 
 The same recordings are transcribed greedily in batches of several sizes, without and with entropy steps on norms and front end, these
 with full gradients, with constant updates (--ttt_constant_updates), and with these and the lowest layer frozen
-(--ttt_frozen_layers 1). Times are CPU seconds of one thread from samples to text,
-medians over repetitions in which every combination has its turn, so that other work on the machine slows all of them alike. Batches
+(--ttt_frozen_layers 1), which is the default. Times are CPU seconds of one thread from samples to text, medians over
+repetitions in which every combination has its turn, so that other work on the machine slows all of them alike. Batches
 are of similar durations, as those of the inference command. --seconds joins the recordings and cuts them anew: with nothing padded and
 the same total of frames, what is left between batch sizes is the overhead of operators, whose share falls with the duration. Writes
 adaptation.json.
@@ -35,8 +35,14 @@ from lact_asr.inference.recogniser import Recogniser
 from lact_asr.inference.results.summary import markdown_table
 from lact_asr.inference.ttt.settings import TTTSettings
 from lact_asr.sample_rate import SAMPLE_RATE_HZ
+from lact_asr.shared_flags import add_checkpoint
 
 PLAIN = "plain"
+VARIANTS = (  # what follows the number of steps, whether updates are constant, and how many layers are frozen
+    (", full gradients", False, 0),
+    (", constant updates", True, 0),
+    (", and a frozen layer", True, 1),
+)
 
 
 def read_recordings(args: argparse.Namespace) -> list[list[np.ndarray]]:
@@ -71,10 +77,11 @@ def make_recognisers(checkpoint_path: str, steps: Sequence[int]) -> dict[str, Re
     settings = {PLAIN: None}
     for count in steps:
         name = f"{count} step{'s' * (count != 1)}"
-        sparing = {"constant_updates": True}
-        settings[name] = TTTSettings("entropy", steps=count)
-        settings[f"{name}, constant updates"] = TTTSettings("entropy", steps=count, **sparing)
-        settings[f"{name}, and a frozen layer"] = TTTSettings("entropy", steps=count, frozen_layers=1, **sparing)
+        for what, constant_updates, frozen_layers in VARIANTS:
+            variant = TTTSettings(
+                "entropy", steps=count, constant_updates=constant_updates, frozen_layers=frozen_layers
+            )
+            settings[name + what] = variant
     return {name: Recogniser(checkpoint, decoder, setting) for name, setting in settings.items()}
 
 
@@ -145,7 +152,7 @@ def table(results: Sequence[dict], utterances: int) -> str:
 @exit_on_input_error
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", required=True)
+    add_checkpoint(parser)
     parser.add_argument("--data_dir", type=Path, required=True, help="corpus in LibriSpeech's layout")
     parser.add_argument("--subset", required=True)
     parser.add_argument("--utterances", type=int, default=16, help="(default: 16)")

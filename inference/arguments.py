@@ -6,11 +6,11 @@ import argparse
 from pathlib import Path
 
 from lact_asr.command_line import program_name
-from lact_asr.data.corpus_listings import DATASET_TYPES
 from lact_asr.errors import InputError
 from lact_asr.inference.decoder_names import DECODERS
 from lact_asr.inference.transcript_formats.formats import FORMATS, FORMATS_HELP, choose_format
 from lact_asr.inference.ttt.recipe_files import read_recipe, recipe_summaries
+from lact_asr.shared_flags import add_checkpoint, add_dataset_type
 from lact_asr.ttt_names import (
     CONTROLS,
     FEATURE_OFFSET,
@@ -48,12 +48,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--checkpoint",
-        required=True,
-        metavar="FILE_OR_FOLDER",
-        help="best_model.pt, a save_pretrained folder or a hub name",
-    )
+    add_checkpoint(parser)
     parser.add_argument(
         "--freeze_fast_weights",
         action="store_true",
@@ -75,12 +70,7 @@ def _add_input(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--audio_dir", type=Path, default=None, help="every recording in a folder")
     group.add_argument("--data_dir", type=Path, default=None, help="a corpus, with --subset")
     group.add_argument("--subset", default=None, help="subset of the corpus, e.g. test-clean, or of a manifest folder")
-    group.add_argument(
-        "--dataset_type",
-        choices=DATASET_TYPES,
-        default="librispeech",
-        help="how --data_dir is laid out (default: %(default)s)",
-    )
+    add_dataset_type(group)
     group.add_argument("--max_samples", type=int, default=None, help="only the first so many utterances")
 
 
@@ -244,9 +234,10 @@ def _add_ttt(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--ttt_constant_updates",
-        action="store_true",
+        action=argparse.BooleanOptionalAction,
         default=None,
-        help="leave out of the gradient what each frame does to the fast weights that others are read with: a step costs less",
+        help="leave out of the gradient what each frame does to the fast weights that others are read with: a step costs less "
+        "(default: yes for the loss entropy on its own parameters, unless the model was meta-trained)",
     )
     group.add_argument(
         "--ttt_frozen_layers",
@@ -254,7 +245,7 @@ def _add_ttt(group: argparse._ArgumentGroup) -> None:
         default=None,
         metavar="N",
         help="the front end's N lowest layers do not adapt, whatever --ttt_parameters says: they run once an utterance, so a step costs "
-        "less (default: 0)",
+        "less (default: 1 where updates are constant by default, else 0)",
     )
     group.add_argument(
         "--ttt_keep",

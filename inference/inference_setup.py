@@ -38,7 +38,7 @@ from lact_asr.inference.recogniser import Recogniser
 from lact_asr.inference.ttt.objectives import all_finite
 from lact_asr.inference.ttt.recipes import Recipe, load_recipe
 from lact_asr.inference.ttt.settings import TTTSettings
-from lact_asr.inference.ttt.statistics import load_statistics
+from lact_asr.inference.ttt.statistics import STATISTICS_NAME, load_statistics
 from lact_asr.inference.ttt.step import Guides, WeightedSum
 from lact_asr.modeling_hybrid_asr import HybridASRForCTC
 from lact_asr.ttt_names import CONTROLS, KEEP, parse_groups
@@ -127,7 +127,17 @@ def _ttt_values(arguments: argparse.Namespace, config: HybridASRConfig) -> dict[
         rate = None if config.ttt_training == "meta" else config.ttt_learning_rate or first_loss.learning_rate
     elif rate is None and values["ttt_optimizer"] != "sgd":
         rate = first_loss.learning_rate
-    return {**values, "ttt_learning_rate": rate}
+    wanted = TTTSettings(
+        loss_type, constant_updates=arguments.ttt_constant_updates, frozen_layers=arguments.ttt_frozen_layers
+    )
+    groups = parse_groups(values["ttt_parameters"])
+    constant_updates, frozen_layers = wanted.savings(groups, learned=config.ttt_training == "meta")
+    return {
+        **values,
+        "ttt_learning_rate": rate,
+        "ttt_constant_updates": constant_updates,
+        "ttt_frozen_layers": frozen_layers,
+    }
 
 
 def _keep(arguments: argparse.Namespace, lm_path: str) -> str:
@@ -207,8 +217,9 @@ def _guides(
         decoder = _decoder(arguments, checkpoint, language_model, beam_size)
         find_path = decoder_path(decoder, vocabulary, blank_id)
     if any(stage.loss.statistics for stage in recipe.stages):
-        folder, device = checkpoint_folder(arguments.checkpoint), choose_device(arguments.device)
-        statistics = load_statistics(folder, checkpoint.model, device)
+        path = companion(arguments.checkpoint, STATISTICS_NAME)
+        path = path or checkpoint_folder(arguments.checkpoint) / STATISTICS_NAME
+        statistics = load_statistics(path, checkpoint.model, choose_device(arguments.device))
     return Guides(find_path, statistics, text_ids(vocabulary, blank_id))
 
 
@@ -236,8 +247,9 @@ def describe_recogniser(arguments: argparse.Namespace) -> str:
         return f"{decoding} TTT: {arguments.ttt_recipe.describe()}.{kept}"
     rate = "learned rates" if arguments.ttt_learning_rate is None else f"{arguments.ttt_learning_rate:g}"
     control = "" if arguments.ttt_control is None else f" Control: {CONTROLS[arguments.ttt_control]}."
-    frozen = f" without {arguments.ttt_frozen_layers} lowest layers" if arguments.ttt_frozen_layers else ""
-    constant = ", fast-weight updates constant" if arguments.ttt_constant_updates else ""
+    count = arguments.ttt_frozen_layers
+    frozen = f", {count} layer{'s' * (count != 1)} frozen" if count else ""
+    constant = ", constant fast-weight updates" if arguments.ttt_constant_updates else ""
     return (
         f"{decoding} TTT: {arguments.ttt_loss_type}, {arguments.ttt_steps} "
         f"step{'s' * (arguments.ttt_steps != 1)} of {arguments.ttt_optimizer} at {rate} "
@@ -276,8 +288,8 @@ def _ttt_settings(arguments: argparse.Namespace, config: HybridASRConfig) -> TTT
         mask_length=config.ttt_mask_length,
         chunk_size=arguments.ttt_chunk_size,
         seed=arguments.seed,
-        constant_updates=bool(arguments.ttt_constant_updates),
-        frozen_layers=arguments.ttt_frozen_layers or 0,
+        constant_updates=arguments.ttt_constant_updates,
+        frozen_layers=arguments.ttt_frozen_layers,
         control=arguments.ttt_control,
     )
 

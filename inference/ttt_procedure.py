@@ -69,7 +69,8 @@ class TestTimeTrainer:
         adaptations = [stage.adaptation for stage in self.stages]
         self.parameters = {name: value for one in adaptations for name, value in one.parameters.items()}
         self.front_end = next((one.front_end for one in adaptations if one.front_end is not None), None)
-        self._frozen = layers_below(model, self.parameters)
+        self._constant_updates = any(one.constant_updates for one in adaptations)
+        self._frozen = layers_below(model, self.parameters.values())
         self._needs_teacher = any(one.loss.head for one in adaptations)
 
     def adapt(
@@ -161,7 +162,7 @@ class TestTimeTrainer:
             torch.inference_mode(False),
             _uncached_autocast(next(self.model.parameters()).device),
             lent(self.model),
-            constant_updates(self.model) if any(s.constant_updates for s in self.settings) else nullcontext(),
+            constant_updates(self.model) if self._constant_updates else nullcontext(),
             remembered(self._frozen),
             parameter_copies(self.model, self.parameters, rows, self.front_end) as copies,
         ):

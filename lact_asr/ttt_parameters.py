@@ -51,15 +51,15 @@ def available_groups(model: nn.Module, groups: tuple[str, ...]) -> tuple[str, ..
     return found or groups
 
 
-def front_end_of(model: nn.Module) -> tuple[str, nn.Module]:
-    """The convolutional front end, and the name that the model knows it by.
+def front_end_of(model: nn.Module) -> nn.Module:
+    """The convolutional front end.
 
     Raises:
         InputError: this model has none.
     """
     for name, module in model.named_modules():
         if name.rpartition(".")[2] in FRONT_END_NAMES:
-            return name, module
+            return module
     raise InputError(f"{type(model).__name__} has no convolutional front end for TTT to adapt.")
 
 
@@ -76,8 +76,7 @@ def output_features(model: nn.Module) -> Iterator[list[Tensor]]:
         # Ours gives features [B, T, C] and lengths, Transformers' [B, C, T].
         captured.append(output[0] if isinstance(output, tuple) else output.mT)
 
-    _, front_end = front_end_of(model)
-    hook = front_end.register_forward_hook(capture)
+    hook = front_end_of(model).register_forward_hook(capture)
     try:
         yield captured
     finally:

@@ -18,7 +18,6 @@ from lact_asr.atomic_files import write_text
 from lact_asr.checkpoint import LoadedCheckpoint, load_checkpoint
 from lact_asr.data.batching import make_dataloader
 from lact_asr.data.corpora import load_corpus
-from lact_asr.data.corpus_listings import DATASET_TYPES
 from lact_asr.data.corruptions import Condition, Corruption, check_noise_source, make_corruptions
 from lact_asr.data.noise import COLOURS, utterance_generator
 from lact_asr.errors import InputError, exit_on_input_error
@@ -27,6 +26,7 @@ from lact_asr.inference.results.summary import markdown_table
 from lact_asr.inference.ttt.copies import takes_copies_of_rows
 from lact_asr.inference.ttt.settings import TTTSettings
 from lact_asr.modeling_hybrid_asr import HybridASRForCTC
+from lact_asr.shared_flags import add_checkpoint, add_dataset_type
 from lact_asr.training.training_losses import TrainingLosses
 from lact_asr.ttt_names import FEATURE_OFFSET, LOSSES, PARAMETER_GROUPS
 from lact_asr.ttt_parameters import select_parameters
@@ -122,7 +122,12 @@ def _cosines_of_corpus(
     model = checkpoint.model
     groups = groups_of(model)
     settings = TTTSettings(
-        loss, parameters=tuple(groups), mask_prob=model.config.ttt_mask_prob, mask_length=model.config.ttt_mask_length
+        loss,
+        parameters=tuple(groups),
+        mask_prob=model.config.ttt_mask_prob,
+        mask_length=model.config.ttt_mask_length,
+        constant_updates=False,
+        frozen_layers=0,
     )
     losses = TrainingLosses(model, settings)
     corpus = load_corpus(arguments.data_dir, arguments.subset, arguments.dataset_type)
@@ -156,10 +161,10 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         prog="python -m lact_asr.training.gradient_agreement", description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("--checkpoint", required=True, metavar="FILE_OR_FOLDER", help="the model")
+    add_checkpoint(parser)
     parser.add_argument("--data_dir", type=Path, required=True, help="a labelled corpus: use development data")
     parser.add_argument("--subset", required=True, help="of the corpus")
-    parser.add_argument("--dataset_type", choices=DATASET_TYPES, default="librispeech", help="default: %(default)s")
+    add_dataset_type(parser)
     parser.add_argument(
         "--losses", nargs="+", default=["entropy"], help=f"of {', '.join(LOSSES)}, or sums (default: entropy)"
     )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Iterable, Iterator
+import itertools
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -13,17 +14,14 @@ from lact_asr.errors import InputError
 from lact_asr.ttt_parameters import front_end_of
 
 
-def layers_below(model: nn.Module, names: Collection[str]) -> list[nn.Module]:
-    """The front end's layers below the first that owns one of the named parameters; none where the model has no such front end."""
+def layers_below(model: nn.Module, parameters: Iterable[nn.Parameter]) -> list[nn.Module]:
+    """The front end's layers below the first that owns one of the parameters; none where the model has no such front end."""
     try:
-        prefix, front_end = front_end_of(model)
+        layers = front_end_of(model).conv_layers
     except InputError:
         return []
-    adapting = [
-        any(name.startswith(f"{prefix}.conv_layers.{index}.") for name in names)
-        for index in range(len(front_end.conv_layers))
-    ]
-    return list(front_end.conv_layers[: adapting.index(True) if True in adapting else None])
+    adapting = set(map(id, parameters))
+    return list(itertools.takewhile(lambda layer: adapting.isdisjoint(map(id, layer.parameters())), layers))
 
 
 def without_layers(parameters: dict[str, nn.Parameter], model: nn.Module, count: int) -> dict[str, nn.Parameter]:
@@ -34,8 +32,7 @@ def without_layers(parameters: dict[str, nn.Parameter], model: nn.Module, count:
     """
     if count == 0:
         return parameters
-    _, front_end = front_end_of(model)
-    layers = front_end.conv_layers
+    layers = front_end_of(model).conv_layers
     if count > len(layers):
         raise InputError(f"TTT cannot freeze {count} layers of a front end that has {len(layers)}.")
     frozen = {id(parameter) for layer in layers[:count] for parameter in layer.parameters()}

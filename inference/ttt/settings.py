@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -42,9 +43,9 @@ class TTTSettings:
         chunk_size: frames of audio whose loss is computed at a time, to bound memory; -1 for the whole utterance.
         seed: of the masks; each utterance starts from it, so that its result does not depend on the others.
         constant_updates: gradients take what tokens do to fast weights for constant (`lact_asr.lact_layer.constant_updates`), which
-            costs less; one stage's choice is all stages'.
+            costs less; one stage's choice is all stages'. None: see `savings`.
         frozen_layers: how many of the front end's lowest layers do not adapt, whatever ``parameters`` says; they run once an utterance,
-            which makes each step cheaper.
+            which makes each step cheaper. None: see `savings`.
         max_change: the largest ‖W − W₀‖ / ‖W₀‖ of an adaptation that counts; None for any.
         control: for experiments, one of `lact_asr.ttt_names.CONTROLS`: a step that must not help; None for none.
 
@@ -66,8 +67,8 @@ class TTTSettings:
     entropy_margin: float | None = None
     beam_size: int = 1
     population: int = 50
-    constant_updates: bool = False
-    frozen_layers: int = 0
+    constant_updates: bool | None = None
+    frozen_layers: int | None = None
     max_change: float | None = None
     control: str | None = None
 
@@ -78,7 +79,7 @@ class TTTSettings:
             raise InputError(f"Unknown TTT optimizer {self.optimizer!r}; choose {', '.join(known)}.")
         if self.steps < 0:
             raise InputError(f"TTT needs 0 or more steps, not {self.steps}.")
-        if self.frozen_layers < 0:
+        if self.frozen_layers is not None and self.frozen_layers < 0:
             raise InputError(f"TTT freezes 0 or more layers of the front end, not {self.frozen_layers}.")
         if self.learning_rate is not None and not 0 < self.learning_rate <= HIGHEST_LEARNING_RATE:
             raise InputError(
@@ -112,6 +113,24 @@ class TTTSettings:
     def loss(self) -> WeightedSum:
         """What ``loss_type`` says."""
         return WeightedSum.parse(self.loss_type)
+
+    def savings(self, groups: Collection[str], learned: bool) -> tuple[bool, int]:
+        """(constant_updates, frozen_layers) of steps of the hybrid model.
+
+        What was not set is the first loss's own, as long as its own parameters adapt, at rates that were not learned with full gradients;
+        otherwise nothing is left out.
+
+        Args:
+            groups: what adapts.
+            learned: whether meta-training has learned the rates.
+        """
+        _, first = self.loss.terms[0]
+        own = set(groups) == set(first.parameters) and not learned
+        constant, frozen = (first.constant_updates, first.frozen_layers) if own else (False, 0)
+        return (
+            constant if self.constant_updates is None else self.constant_updates,
+            frozen if self.frozen_layers is None else self.frozen_layers,
+        )
 
     def rate_factor(self, step: int) -> float:
         """The learning rate of a step, counted from 0, as a share of ``learning_rate``."""
@@ -171,6 +190,7 @@ class Adaptation:
         names: of all that adapts.
         front_end: whose output has a vector added, or None.
         rates: one for all, or a tensor for each name, through which gradients flow to the model's `LearnedRates`.
+        constant_updates, frozen_layers: what steps leave out; see `TTTSettings`.
 
     Raises:
         InputError: the model has no such parameters, no masked-prediction head, cannot hide frames or be run in chunks, or
@@ -183,8 +203,9 @@ class Adaptation:
         self._check_chunks()
         _, first = self.loss.terms[0]
         self.groups = settings.parameters or available_groups(model, self.loss.parameters)
-        self.parameters = without_layers(select_parameters(model, self.groups), model, settings.frozen_layers)
-        self.front_end = front_end_of(model)[1] if FEATURE_OFFSET in self.groups else None
+        self.constant_updates, self.frozen_layers = self._savings()
+        self.parameters = without_layers(select_parameters(model, self.groups), model, self.frozen_layers)
+        self.front_end = front_end_of(model) if FEATURE_OFFSET in self.groups else None
         self.names = {*self.parameters, *({FEATURE_OFFSET} & set(self.groups))}
         self.rates = self._rates(first.learning_rate)
 
@@ -195,6 +216,11 @@ class Adaptation:
     def optimizer(self) -> InnerOptimizer:
         """A fresh one."""
         return InnerOptimizer(self.settings.optimizer, self.parameters, self.rates)
+
+    def _savings(self) -> tuple[bool, int]:
+        if isinstance(self.model, HybridASRForCTC):
+            return self.settings.savings(self.groups, self.model.ttt_rates is not None)
+        return bool(self.settings.constant_updates), self.settings.frozen_layers or 0
 
     def _check_loss(self) -> None:
         if self.loss.head and getattr(self.model, "masked_prediction", None) is None:

@@ -311,7 +311,10 @@ def test_ttt_defaults_come_from_the_model(transcribe, saved_checkpoint, audio, t
     flags = ["--checkpoint", saved_checkpoint, "--audio_file", path, "--greedy", "--use_ttt"]
     assert "TTT: masked_prediction, 1 step of adamw at 0.001 on norms." in transcribe(*flags).err
     entropy = transcribe(*flags, "--ttt_loss_type", "entropy", "--ttt_chunk_size", 12)
-    assert "TTT: entropy, 1 step of adamw at 0.002 on norms,front_end." in entropy.err
+    step = "TTT: entropy, 1 step of adamw at 0.002 on norms,front_end"
+    assert f"{step}, 1 layer frozen, constant fast-weight updates." in entropy.err
+    full = transcribe(*flags, "--ttt_loss_type", "entropy", "--no-ttt_constant_updates", "--ttt_frozen_layers", 0)
+    assert f"{step}." in full.err
     outputs = {
         transcribe(*flags, "--ttt_steps", 2, "--ttt_learning_rate", 1e-2, *more).out
         for more in ([], ["--ttt_mask_prob", 0.5], ["--ttt_parameters", "fast_weights, output"], ["--seed", 1])
