@@ -10,7 +10,7 @@ from lact_asr.errors import InputError
 from lact_asr.inference.decoder_names import DECODERS
 from lact_asr.inference.transcript_formats.formats import FORMATS, FORMATS_HELP, choose_format
 from lact_asr.inference.ttt.recipe_files import read_recipe, recipe_summaries
-from lact_asr.shared_flags import add_checkpoint, add_dataset_type
+from lact_asr.shared_flags import add_checkpoint, add_dataset_type, positive_float
 from lact_asr.ttt_names import (
     CONTROLS,
     FEATURE_OFFSET,
@@ -246,6 +246,14 @@ def _add_ttt(group: argparse._ArgumentGroup) -> None:
         metavar="N",
         help="the front end's N lowest layers do not adapt, whatever --ttt_parameters says: they run once an utterance, so a step costs "
         "less (default: 1 where updates are constant by default, else 0)",
+    )
+    group.add_argument(
+        "--ttt_max_entropy",
+        type=positive_float,
+        default=None,
+        metavar="SHARE",
+        help="leave an utterance as it is where the mean entropy of its non-blank frames is above this share of the largest possible: "
+        "who has most words wrong gets surer of wrong ones (default: 0.25 for the loss entropy, none for others; 1 is none)",
     )
     group.add_argument(
         "--ttt_keep",

@@ -128,7 +128,10 @@ def _ttt_values(arguments: argparse.Namespace, config: HybridASRConfig) -> dict[
     elif rate is None and values["ttt_optimizer"] != "sgd":
         rate = first_loss.learning_rate
     wanted = TTTSettings(
-        loss_type, constant_updates=arguments.ttt_constant_updates, frozen_layers=arguments.ttt_frozen_layers
+        loss_type,
+        constant_updates=arguments.ttt_constant_updates,
+        frozen_layers=arguments.ttt_frozen_layers,
+        max_entropy=arguments.ttt_max_entropy,
     )
     groups = parse_groups(values["ttt_parameters"])
     constant_updates, frozen_layers = wanted.savings(groups, learned=config.ttt_training == "meta")
@@ -137,6 +140,7 @@ def _ttt_values(arguments: argparse.Namespace, config: HybridASRConfig) -> dict[
         "ttt_learning_rate": rate,
         "ttt_constant_updates": constant_updates,
         "ttt_frozen_layers": frozen_layers,
+        "ttt_max_entropy": wanted.entropy_limit,
     }
 
 
@@ -290,6 +294,7 @@ def _ttt_settings(arguments: argparse.Namespace, config: HybridASRConfig) -> TTT
         seed=arguments.seed,
         constant_updates=arguments.ttt_constant_updates,
         frozen_layers=arguments.ttt_frozen_layers,
+        max_entropy=arguments.ttt_max_entropy,
         control=arguments.ttt_control,
     )
 

@@ -18,7 +18,7 @@ from lact_asr.inference.ttt.frozen_layers import layers_below, remembered
 from lact_asr.inference.ttt.objectives import all_finite
 from lact_asr.inference.ttt.optimizers import InnerOptimizer
 from lact_asr.inference.ttt.outcome import AdaptedState, TTTOutcome
-from lact_asr.inference.ttt.safeguards import refusal_after, refusal_before, refusals_of_weights
+from lact_asr.inference.ttt.safeguards import TOO_UNCERTAIN, refusal_after, refusal_before, refusals_of_weights
 from lact_asr.inference.ttt.search import SearchDistribution, SearchStage
 from lact_asr.inference.ttt.settings import TTTSettings
 from lact_asr.inference.ttt.stage import GradientStage
@@ -200,7 +200,7 @@ class TestTimeTrainer:
                 stage.run(rows, copies, outcomes, optimizer, **passed)
             for outcome in outcomes:
                 if not outcome.steps and not (start and start.weights):
-                    outcome.refuse("the output is too uncertain to learn from")
+                    outcome.refuse(TOO_UNCERTAIN)
             self._look_again(rows, copies, outcomes)
             if start is not None:
                 ended = {name: value.detach() for name, value in copies.items()}

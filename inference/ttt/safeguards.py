@@ -7,7 +7,7 @@
 | the recording is silent | root mean square of the input below 0.001: digital silence after the processor's normalisation, −60 dB of full scale without |
 | the utterance is too short to mask | a loss hides frames, and there are no more than two spans |
 | no frame is anything but blank | the blank is the most likely class of every unadapted frame |
-| the output is too uncertain to learn from | the first loss, an entropy, is above ``entropy_margin`` (in `lact_asr.inference.ttt.stage`, as the next) |
+| the output is too uncertain to learn from | the mean entropy of the unadapted output's non-blank frames is above ``max_entropy`` · log V; or the first loss, an entropy, is above ``entropy_margin`` · log V (in `lact_asr.inference.ttt.stage`, as the next) |
 | the self-supervised loss or its gradient is not finite | NaN or infinity in either, at any step |
 | the adapted weights are not finite | NaN or infinity in what adapts, after the last step |
 | the weights moved too far | ‖W − W₀‖ > ``max_change`` · ‖W₀‖ over all parameters that adapt (only where the settings give a limit) |
@@ -19,16 +19,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from lact_asr.inference.alignment.ctc_paths import spelled_labels
-from lact_asr.inference.ttt.objectives import all_finite, finite_rows, is_silent
+from lact_asr.inference.ttt.objectives import all_finite, finite_rows, is_silent, spoken_entropy
 from lact_asr.inference.ttt.settings import TTTSettings
 
 SILENCE_RMS = 1e-3
+TOO_UNCERTAIN = "the output is too uncertain to learn from"
 REPEATED_SHARE, FEWEST_TOKENS = 0.6, 5
 
 
@@ -51,6 +53,9 @@ def refusal_before(samples: Tensor, logits: Tensor, stages: Sequence[TTTSettings
         return "the utterance is too short to mask"
     if is_silent(logits, blank_id):
         return "no frame is anything but blank"
+    limit = min(settings.entropy_limit for settings in stages)
+    if limit < 1 and spoken_entropy(logits, blank_id) > limit * math.log(logits.shape[-1]):
+        return TOO_UNCERTAIN
     return ""
 
 

@@ -46,6 +46,8 @@ class TTTSettings:
             costs less; one stage's choice is all stages'. None: see `savings`.
         frozen_layers: how many of the front end's lowest layers do not adapt, whatever ``parameters`` says; they run once an utterance,
             which makes each step cheaper. None: see `savings`.
+        max_entropy: an utterance is left as it is where the mean entropy of the unadapted output's non-blank frames is above this share of log V,
+            its largest; 1 for never, None for the first loss's limit.
         max_change: the largest ‖W − W₀‖ / ‖W₀‖ of an adaptation that counts; None for any.
         control: for experiments, one of `lact_asr.ttt_names.CONTROLS`: a step that must not help; None for none.
 
@@ -69,6 +71,7 @@ class TTTSettings:
     population: int = 50
     constant_updates: bool | None = None
     frozen_layers: int | None = None
+    max_entropy: float | None = None
     max_change: float | None = None
     control: str | None = None
 
@@ -114,6 +117,12 @@ class TTTSettings:
         """What ``loss_type`` says."""
         return WeightedSum.parse(self.loss_type)
 
+    @property
+    def entropy_limit(self) -> float:
+        """What ``max_entropy`` comes to."""
+        _, first = self.loss.terms[0]
+        return first.max_entropy if self.max_entropy is None else self.max_entropy
+
     def savings(self, groups: Collection[str], learned: bool) -> tuple[bool, int]:
         """(constant_updates, frozen_layers) of steps of the hybrid model.
 
@@ -144,7 +153,7 @@ class TTTSettings:
             raise InputError("A final learning rate of TTT must be 0 or more, and needs a learning rate to start from.")
         if not 0 <= self.sharpness < math.inf:
             raise InputError(f"The radius of TTT's sharpness-aware steps must be 0 or more, not {self.sharpness}.")
-        for name in ("entropy_margin", "max_change"):
+        for name in ("entropy_margin", "max_entropy", "max_change"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise InputError(f"TTT's {name} must be above 0, not {value}.")
