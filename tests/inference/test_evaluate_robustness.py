@@ -29,7 +29,7 @@ MEASURED = ("real_time_factor", "real_time_factor_ratio", "peak_memory_bytes")
 def systems(saved_checkpoint) -> list[str]:
     plain = f"plain: --checkpoint {saved_checkpoint} --greedy"
     # One step: rounding differs between batches, and AdamW's steps on a random model blow it up.
-    adapted = f"with TTT: --checkpoint {saved_checkpoint} --greedy --use_ttt --ttt_loss_type entropy --ttt_steps 1"
+    adapted = f"with TTT: --checkpoint {saved_checkpoint} --greedy --use_ttt --ttt_loss_type entropy --ttt_max_entropy 1 --ttt_steps 1"
     return ["--system", plain, "--system", adapted]
 
 
@@ -95,7 +95,7 @@ def test_a_whole_run(whole, transcribe, saved_checkpoint, tmp_path):
     # The clean row is what the inference command scores.
     output = tmp_path / "r.jsonl"
     corpus = ["--data_dir", whole.corpus, "--subset", "test-tiny", "--output", output]
-    ttt = ["--use_ttt", "--ttt_loss_type", "entropy", "--ttt_steps", 1]
+    ttt = ["--use_ttt", "--ttt_loss_type", "entropy", "--ttt_max_entropy", 1, "--ttt_steps", 1]
     assert transcribe("--checkpoint", saved_checkpoint, "--greedy", *ttt, *corpus).code == 0
     alone = summarise(read_results(output))
     clean = found["with TTT", "clean"]

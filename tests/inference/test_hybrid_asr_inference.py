@@ -296,7 +296,7 @@ def test_ttt_shows_both_transcripts(transcribe, saved_checkpoint, audio, tmp_pat
     plain = transcripts(transcribe(*flags).out)
     adapted = transcribe(
         *flags, "--use_ttt", "--ttt_loss_type", loss_type, "--ttt_steps", 2, "--ttt_learning_rate", 0.01,
-        "--output", tmp_path / "r.jsonl",
+        "--ttt_max_entropy", 1, "--output", tmp_path / "r.jsonl",
     )  # fmt: skip
     assert adapted.code == 0
     assert f"TTT: {loss_type}, 2 steps of adamw at 0.01 on norms" in adapted.err

@@ -13,7 +13,7 @@ from lact_asr.inference.recogniser import Recogniser
 from lact_asr.inference.ttt.settings import TTTSettings
 from lact_asr.inference.ttt_procedure import TestTimeTrainer
 
-ENTROPY = TTTSettings(loss_type="entropy", learning_rate=1e-2, steps=2)
+ENTROPY = TTTSettings(loss_type="entropy", learning_rate=1e-2, steps=2, max_entropy=1)
 
 
 @pytest.fixture

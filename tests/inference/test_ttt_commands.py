@@ -41,6 +41,7 @@ def test_flags_beside_a_recipe_replace_its_values(transcribe, flags):
     assert "TTT: entropy, 1 step of adamw at 0.01 on norms,front_end,projection." in result.err
     found = hypotheses(flags)
     same = ["--use_ttt", "--ttt_loss_type", "entropy", "--ttt_steps", 1, "--ttt_learning_rate", 1e-2]
+    same += ["--ttt_max_entropy", 1]  # a random model is sure of nothing, and the recipe has no limit
     assert transcribe(*flags, *same, "--ttt_parameters", "norms,front_end,projection").code == 0
     assert hypotheses(flags) == found
     assert transcribe(*flags, *same, "--ttt_parameters", "norms").code == 0

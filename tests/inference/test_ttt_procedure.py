@@ -46,9 +46,9 @@ def waveform(audio):
 
 
 def trainer(model: nn.Module, loss_type: str = "entropy", **settings) -> TestTimeTrainer:
-    """With the full gradient, unless the settings say otherwise."""
+    """With the full gradient, and for random models, which are sure of nothing; unless the settings say otherwise."""
     values = {"loss_type": loss_type, "learning_rate": 1e-3, "mask_length": 3, "mask_prob": 0.3}
-    values |= {"constant_updates": False, "frozen_layers": 0}
+    values |= {"constant_updates": False, "frozen_layers": 0, "max_entropy": 1}
     return TestTimeTrainer(model, TTTSettings(**{**values, **settings}))
 
 

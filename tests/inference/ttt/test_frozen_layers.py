@@ -53,7 +53,7 @@ def rows(audio):
 @pytest.mark.parametrize("frozen", [0, 1, 3, 7])
 def test_what_is_remembered_changes_no_result(speaking_model, rows, frozen, monkeypatch):
     model = speaking_model().double()
-    settings = TTTSettings("entropy", steps=3, learning_rate=1e-3, frozen_layers=frozen)
+    settings = TTTSettings("entropy", max_entropy=1, steps=3, learning_rate=1e-3, frozen_layers=frozen)
     with_memory = TestTimeTrainer(model, settings).adapt_batch(*rows)
     monkeypatch.setattr("lact_asr.inference.ttt_procedure.layers_below", lambda *_: [])
     without = TestTimeTrainer(model, settings).adapt_batch(*rows)
@@ -81,7 +81,9 @@ def test_what_is_remembered_changes_no_result(speaking_model, rows, frozen, monk
 def test_layers_below_what_adapts_run_once(speaking_model, rows, settings, frozen):
     model = speaking_model().double()
     counts = passes_of(model.front_end.conv_layers)
-    TestTimeTrainer(model, TTTSettings("entropy", steps=2, learning_rate=1e-3, **settings)).adapt(rows[0][0])
+    TestTimeTrainer(model, TTTSettings("entropy", max_entropy=1, steps=2, learning_rate=1e-3, **settings)).adapt(
+        rows[0][0]
+    )
     assert counts[:frozen] == [1] * frozen
     assert all(count > 1 for count in counts[frozen:])
 
@@ -89,7 +91,9 @@ def test_layers_below_what_adapts_run_once(speaking_model, rows, settings, froze
 def test_transformers_models_remember_their_layers(transformers_model, family, rows):
     model = transformers_model(family).double()
     counts = passes_of(front_end_of(model).conv_layers)
-    settings = TTTSettings("entropy", steps=2, learning_rate=1e-3, parameters=("norms", "front_end"), frozen_layers=3)
+    settings = TTTSettings(
+        "entropy", max_entropy=1, steps=2, learning_rate=1e-3, parameters=("norms", "front_end"), frozen_layers=3
+    )
     outcome = TestTimeTrainer(model, settings).adapt(rows[0][0])
     assert len(outcome.losses) == 2
     assert counts == [1, 1, 1, 3, 3, 3, 3]

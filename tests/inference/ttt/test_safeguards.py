@@ -39,6 +39,13 @@ def test_an_utterance_that_can_be_learned_from_is_not_refused():
         (torch.full((400,), 9e-4), SPEECH, ENTROPY, "the recording is silent"),
         (torch.randn(400), SPEECH, TTTSettings(mask_length=4), "the utterance is too short to mask"),
         (torch.randn(400), spelling(0, 0), ENTROPY, "no frame is anything but blank"),
+        (torch.randn(400), SPEECH / 4, ENTROPY, "the output is too uncertain to learn from"),
+        (
+            torch.randn(400),
+            SPEECH / 4,
+            TTTSettings("tent", max_entropy=0.6),
+            "the output is too uncertain to learn from",
+        ),
     ],
 )
 def test_before(samples, logits, settings, reason):
@@ -56,6 +63,19 @@ def test_before(samples, logits, settings, reason):
 )
 def test_after(adapted, reason):
     assert refusal_after(SPEECH, adapted, BLANK, TEXT) == reason
+
+
+@pytest.mark.parametrize(
+    ("logits", "settings"),
+    [
+        (SPEECH / 4, TTTSettings("entropy", max_entropy=0.7)),  # 0.63 of log 5
+        (SPEECH / 4, TTTSettings("entropy", max_entropy=1)),
+        (SPEECH / 4, TTTSettings("tent")),
+        (torch.where(SPEECH[:, :1] > 0, SPEECH / 9, SPEECH), ENTROPY),  # unsure of blanks, which do not count
+    ],
+)
+def test_sure_enough_to_learn_from(logits, settings):
+    assert refusal_before(torch.randn(400), logits, [settings], BLANK) == ""
 
 
 def test_repetition_needs_five_tokens_and_must_be_new():

@@ -20,7 +20,7 @@ def recognisers(saved_checkpoint):
     """One without and one with test-time training that changes much."""
     checkpoint = load_checkpoint(saved_checkpoint)
     decoder = make_decoder(checkpoint.processor.vocabulary, 0, beam_size=1)
-    settings = TTTSettings("entropy", steps=3, parameters=("norms",), learning_rate=0.3)
+    settings = TTTSettings("entropy", steps=3, parameters=("norms",), learning_rate=0.3, max_entropy=1)
     return Recogniser(checkpoint, decoder), Recogniser(checkpoint, decoder, settings)
 
 
