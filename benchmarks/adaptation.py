@@ -79,7 +79,11 @@ def make_recognisers(checkpoint_path: str, steps: Sequence[int]) -> dict[str, Re
         name = f"{count} step{'s' * (count != 1)}"
         for what, constant_updates, frozen_layers in VARIANTS:
             variant = TTTSettings(
-                "entropy", steps=count, constant_updates=constant_updates, frozen_layers=frozen_layers
+                "entropy",
+                steps=count,
+                constant_updates=constant_updates,
+                frozen_layers=frozen_layers,
+                max_entropy=1,  # every recording is to take its steps
             )
             settings[name + what] = variant
     return {name: Recogniser(checkpoint, decoder, setting) for name, setting in settings.items()}
