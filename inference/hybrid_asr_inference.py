@@ -132,7 +132,8 @@ def _report_run(
     if silent := sum(result.hypothesis == "" for result in results):
         lines.append(f"No speech was recognised in {silent} of {len(results)} recordings.")
     for reason, count in refusals.items():
-        lines.append(f"TTT left {count} utterance{'s' * (count != 1)} as they were: {reason}.")
+        left = "1 utterance as it was" if count == 1 else f"{count} utterances as they were"
+        lines.append(f"TTT left {left}: {reason}.")
     if ignored := ignored_flags(arguments):
         lines.append(f"Without --use_ttt nothing was adapted; without effect: {', '.join(ignored)}.")
     if paths:
