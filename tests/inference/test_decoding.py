@@ -273,7 +273,8 @@ def test_padding_is_ignored(decoder, dtype):
 
 
 def test_numpy_and_tensors_decode_alike():
-    log_probs = spell("SAME")
+    # Nothing ties: which of equal candidates flashlight drops depends on where they lie in memory.
+    log_probs = (spell("SAME") + 0.01 * torch.randn(8, len(VOCABULARY), generator=torch.manual_seed(0))).log_softmax(-1)
     for decoder in decoders():
         assert decoder.decode(log_probs.numpy()) == decoder.decode(log_probs)
 
