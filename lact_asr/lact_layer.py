@@ -15,6 +15,7 @@ from lact_asr.attention import BlockWindows, attend, rotate
 from lact_asr.configuration_hybrid_asr import HybridASRConfig
 from lact_asr.fast_weight_ops import chosen_backend, fast_weight_apply, fast_weight_gradients, muon_step, row_norms
 from lact_asr.fast_weight_state import FastWeightState, Weights
+from lact_asr.vector_lengths import rms_norm, unit_length
 
 
 class LaCTLayer(nn.Module):
@@ -121,7 +122,7 @@ class LaCTLayer(nn.Module):
         """Answers of the fast weights [B, h, T, d], normalised and gated: [B, T, hidden_size]."""
         gate = functional.silu(project(self.fast_gate, hidden_states))
         scale = per_row(self.fast_norm.weight, ndim=1)[:, None, None].to(fast.dtype)
-        fast = functional.rms_norm(fast, fast.shape[-1:], eps=self.fast_norm.eps) * scale
+        fast = rms_norm(fast, self.fast_norm.eps) * scale
         return rearrange(fast * gate.mT[..., None].to(fast.dtype), "b h t d -> b t (h d)")
 
     def _over_chunks(
@@ -219,11 +220,6 @@ def fast_weight_dtype(hidden_states: Tensor) -> torch.dtype:
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_states.dtype
     in_16_bits = dtype in (torch.float16, torch.bfloat16) and chosen_backend(hidden_states) == "triton"
     return dtype if in_16_bits else torch.float32
-
-
-def unit_length(vectors: Tensor) -> Tensor:
-    """x / |x| over the last axis; zero stays zero, also in second derivatives, where `functional.normalize` gives NaN."""
-    return functional.rms_norm(vectors, vectors.shape[-1:], eps=1e-12) * vectors.shape[-1] ** -0.5
 
 
 def project(linear: nn.Linear, inputs: Tensor) -> Tensor:
