@@ -65,11 +65,16 @@ def _flush_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
+class FileNotReadNow(InputError):
+    """The file system failed; the file itself may be sound."""
+
+
 def load_torch_file(path: Path) -> object:
     """`torch.load` with ``weights_only=True`` on the CPU.
 
     Raises:
         InputError: no such file, a truncated file, or one that holds pickled objects.
+        FileNotReadNow: the system could not read it, which says nothing about what it holds.
     """
     if not path.is_file():
         raise InputError(f"There is no checkpoint file {path}.")
@@ -83,6 +88,12 @@ def load_torch_file(path: Path) -> object:
                 f"{path} holds pickled Python objects, which can run code when they are loaded; it was not opened."
             ) from None
         raise InputError(f"{path} is not a checkpoint, or it is damaged.") from None
+    except OSError as error:
+        if error.errno is not None:  # the system's word; of a damaged file PyTorch says something without one
+            raise FileNotReadNow(
+                f"{path} could not be read ({error.strerror}): try again, or move it away if that does not help."
+            ) from None
+        raise InputError(f"{path} is not a checkpoint, or truncated or damaged ({error}); copy it again.") from None
     except Exception as error:  # on bytes that are no checkpoint the unpickler fails in any way, IndexError included
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{path} is not a checkpoint, or truncated or damaged ({reason}); copy it again.") from None

@@ -6,6 +6,10 @@ import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from lact_asr.checkpoint import FileNotReadNow
 from lact_asr.errors import InputError
 from lact_asr.training.training_state import load_training_state
 
@@ -23,12 +27,13 @@ def saved_checkpoints(folder: Path) -> list[Path]:
 def rotate_checkpoints(newest: Path, keep: int) -> None:
     """Keep a checkpoint that was just written and those before it, ``keep`` in all.
 
-    Those of later steps go, too: the run went on from before them because they could not be read.
+    Those of later steps are put aside: the run went on from before them because they could not be read.
     """
     saved = saved_checkpoints(newest.parent)
-    kept = [path for path in saved if path.name <= newest.name][:keep]
-    for path in set(saved) - set(kept):
+    for path in [path for path in saved if path.name <= newest.name][keep:]:
         path.unlink(missing_ok=True)
+    for path in (path for path in saved if path.name > newest.name):
+        path.replace(path.with_name(f"{path.name}.unreadable"))
 
 
 def delete_unfinished_files(folder: Path) -> None:
@@ -71,6 +76,24 @@ def _checkpoints_at(path: Path) -> list[Path]:
     return paths
 
 
+def agreed_by_all(accelerator: Accelerator, find: Callable[[], list[Path]]) -> list[Path]:
+    """The checkpoints that every process finds.
+
+    Raises:
+        InputError: of the first process that meets one, on all of them; or they find different ones.
+    """
+    try:
+        paths, refusal = find(), None
+    except InputError as error:
+        paths, refusal = [], str(error)
+    found = gather_object([(refusal, [path.name for path in paths])])
+    if refusals := [refusal for refusal, _ in found if refusal]:
+        raise InputError(refusals[0])
+    if any(names != found[0][1] for _, names in found):
+        raise InputError("The processes see different checkpoints; do all machines share the output folder?")
+    return paths
+
+
 def load_newest_readable(paths: Sequence[Path], report: Callable[[str], None]) -> tuple[Path, dict]:
     """The first training state that can be read, with its path.
 
@@ -80,10 +103,13 @@ def load_newest_readable(paths: Sequence[Path], report: Callable[[str], None]) -
 
     Raises:
         InputError: of the last, if none can be read.
+        FileNotReadNow: of one that may well be sound; going on from an older one would lose its steps.
     """
     for path, before in itertools.pairwise(paths):
         try:
             return path, load_training_state(path)
+        except FileNotReadNow:
+            raise
         except InputError as error:
             report(f"{str(error).rstrip('.')}; going on from the one before it, {before.name}.")
     return paths[-1], load_training_state(paths[-1])

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import time
+
+# A launcher passes on what a batch system has sent to everyone, so that processes get the same request twice.
+SECONDS_OF_REPEATS = 5.0
 
 
 class Stopped(Exception):
@@ -10,10 +15,11 @@ class Stopped(Exception):
 
 
 class StopRequest:
-    """Context manager that catches SIGTERM and SIGINT; a second signal ends the process at once."""
+    """Context manager that catches SIGTERM and SIGINT; a signal more than `SECONDS_OF_REPEATS` after the first ends the process at once."""
 
     def __init__(self) -> None:
         self.signal_number: int | None = None
+        self._first_seconds = 0.0
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> StopRequest:
@@ -26,8 +32,11 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _note(self, number: int, _frame: object) -> None:
-        self.signal_number = number
-        signal.signal(number, signal.SIG_DFL)
+        if self.signal_number is None:
+            self.signal_number, self._first_seconds = number, time.monotonic()
+        elif time.monotonic() - self._first_seconds > SECONDS_OF_REPEATS:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
 
     def __bool__(self) -> bool:
         return self.signal_number is not None

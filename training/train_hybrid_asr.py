@@ -18,13 +18,15 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     # Imported after parsing: --help and mistyped flags answer at once.
     from lact_asr.locks import alone_in
-    from lact_asr.training.checkpoint_rotation import checkpoints_to_resume_from
+    from lact_asr.training.checkpoint_rotation import agreed_by_all, checkpoints_to_resume_from
     from lact_asr.training.run_log import prepare_output_dir
     from lact_asr.training.run_setup import make_accelerator, make_trainer, score_test_subset
 
-    resume_from = checkpoints_to_resume_from(arguments.resume_from_checkpoint, arguments.output_dir)
-    prepare_output_dir(arguments.output_dir)
     accelerator = make_accelerator(arguments)
+    resume_from = agreed_by_all(
+        accelerator, lambda: checkpoints_to_resume_from(arguments.resume_from_checkpoint, arguments.output_dir)
+    )
+    prepare_output_dir(arguments.output_dir)
     try:
         with alone_in(arguments.output_dir) if accelerator.is_main_process else contextlib.nullcontext():
             trainer = make_trainer(arguments, accelerator, resume_from)

@@ -30,12 +30,14 @@ from lact_asr.training.processes import (
     optimizer_state,
     whole_model,
 )
+from lact_asr.training.resuming import find_position, follow_schedule, peaks_and_decays, steps_left
 from lact_asr.training.run_log import LOG_NAME, RunLog, warn
 from lact_asr.training.stop_request import Stopped, StopRequest
 from lact_asr.training.training_losses import LOGGED_LOSSES, TrainingLosses
 from lact_asr.training.training_state import Progress, random_state, restore_random_state, save_training_state
 from lact_asr.training.validation import ValidationResult, validate
 
+MEANS = (*LOGGED_LOSSES, "audio_seconds", "seconds", "data_seconds")  # over batches and processes, for the log
 INPUTS = ("input_values", "attention_mask", "labels", "clean_input_values")  # the last for one outer loss only
 
 
@@ -78,12 +80,13 @@ class Trainer:
         self.model, self.optimizer = accelerator.prepare(losses, make_optimizer(groups))
         # The schedule counts optimiser steps of the whole run, so accelerate must not multiply it by the processes.
         self.scheduler = make_scheduler(self.optimizer.optimizer, arguments.warmup_steps, self.total_steps)
-        self.progress = Progress()
+        self.progress = Progress(data_digest=training_batches.plan.digest())
         self._recent: list[dict[str, float]] = []  # batches of the steps since the last line of the log
         self._step_batches: list[dict[str, float]] = []  # of the step under way
         self._step_ids: list[str] = []
         self._last_rates: dict[str, float] = {}
         self._random_state = random_state()
+        self._since = time.perf_counter()  # when the last batch was done
 
     @property
     def plain_losses(self) -> TrainingLosses:
@@ -104,6 +107,7 @@ class Trainer:
             raise InputError(
                 f"The vocabulary in {path} differs from the one of this training data; they do not belong together."
             )
+        chosen = peaks_and_decays(self.optimizer.optimizer)
         try:
             load_states(self.plain_losses, self.optimizer.optimizer, content["model"], content["optimizer"])
         except (RuntimeError, ValueError) as error:
@@ -115,13 +119,14 @@ class Trainer:
         if self.accelerator.scaler is not None and content["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(content["scaler"])
         self.progress = Progress(**content["progress"])
-        if len(set(gather_object([self.progress.step]))) > 1:
-            raise InputError("The processes see different checkpoints; do all machines share the output folder?")
         if not (self.arguments.output_dir / BEST_MODEL).exists():  # it stayed in another run's folder
             self.progress.best_wer = self.progress.best_cer = self.progress.validated_step = None
-        self.training_batches.load_state_dict(
-            {"epoch": self.progress.epoch, "batches_done": self.progress.batches_done}
-        )
+        find_position(self.progress, self.training_batches, self.accelerator.print)
+        if self.progress.processes_changed and self.arguments.max_steps is None:
+            self.total_steps = self.progress.step + steps_left(
+                self.training_batches, self.arguments.max_epochs, self.arguments.gradient_accumulation_steps
+            )
+        follow_schedule(self.optimizer.optimizer, self.scheduler, self.arguments, self.total_steps, chosen)
         # Run with another number of processes, none of the states is the right one: fresh seeds are as good.
         if len(content["random"]) == self.accelerator.num_processes:
             restore_random_state(content["random"][self.accelerator.process_index])
@@ -153,10 +158,13 @@ class Trainer:
 
     def _all_stop(self, stop: StopRequest) -> bool:
         """Whether any process was asked to stop: all must leave at the same step, or the others wait for it for ever."""
-        if self.accelerator.num_processes > 1:
-            number = torch.tensor([stop.signal_number or 0], device=self.accelerator.device)
-            stop.signal_number = int(self.accelerator.gather(number).max()) or None
-        return bool(stop)
+        if self.accelerator.num_processes == 1:
+            return bool(stop)
+        number = torch.tensor([stop.signal_number or 0], device=self.accelerator.device)
+        agreed = int(self.accelerator.gather(number).max())
+        if agreed:  # else it stays: a signal may have arrived while the processes were asking each other
+            stop.signal_number = agreed
+        return agreed > 0
 
     def _train_epoch(self, bar: tqdm, stop: StopRequest) -> None:
         """The rest of the current epoch, or as much of it as is wanted.
@@ -164,12 +172,15 @@ class Trainer:
         Where an epoch ends between two optimiser steps, its last gradients are kept for the next one's first step.
         """
         self.model.train()
-        from_start, batches = self.training_batches.state_dict()["batches_done"] == 0, 0
+        position, batches = self.training_batches.state_dict(), 0
+        from_start = position["batches_done"] == 0 and not position["earlier_parts"]
+        self._since = time.perf_counter()
         for batch in self.training_batches:
             batches += 1
-            if not self._train_batch(batch):
-                continue
-            self._after_step(bar, stop)
+            if self._train_batch(batch):
+                self._after_step(bar, stop)
+                self._since = time.perf_counter()
+            # Between two steps, too: the checkpoint is that of the last one, and a step can take a while.
             if self.progress.step >= self.total_steps or self._all_stop(stop):
                 return
         if from_start and batches == 0:
@@ -179,7 +190,7 @@ class Trainer:
 
     def _train_batch(self, batch: dict) -> bool:
         """Forward and backward; true where this batch completed an optimiser step."""
-        started, device = time.perf_counter(), self.accelerator.device
+        device, waited = self.accelerator.device, time.perf_counter() - self._since
         with self.accelerator.accumulate(self.model):
             inputs = {name: batch[name].to(device, non_blocking=True) for name in INPUTS if name in batch}
             with self.accelerator.autocast():  # FSDP2 has none of its own
@@ -195,9 +206,11 @@ class Trainer:
             {
                 **losses.logged(),
                 "audio_seconds": seconds,
-                "seconds": time.perf_counter() - started,
+                "seconds": (now := time.perf_counter()) - self._since,
+                "data_seconds": waited,
             }
         )
+        self._since = now
         return stepped
 
     def _optimizer_step(self) -> None:
@@ -234,8 +247,8 @@ class Trainer:
     def _note_step(self) -> None:
         """Take over what a resumed run starts from: whole steps only, so that it repeats an unfinished one exactly."""
         self.progress.step += 1
-        self._random_state, position = random_state(), self.training_batches.state_dict()
-        self.progress.epoch, self.progress.batches_done = position["epoch"], position["batches_done"]
+        self._random_state = random_state()
+        self.progress.take_position(self.training_batches.state_dict())
         self.progress.audio_seconds += sum(batch["audio_seconds"] for batch in self._step_batches)
         self._recent += self._step_batches
         self._step_batches = []
@@ -262,16 +275,17 @@ class Trainer:
         recent, self._recent = self._recent, []
         means = mean_over_processes(
             self.accelerator,
-            {name: sum(entry[name] for entry in recent) / len(recent) for name in LOGGED_LOSSES if name in recent[0]},
+            {name: sum(entry[name] for entry in recent) / len(recent) for name in MEANS if name in recent[0]},
         )
         if self.log is None:
             return
-        speed = sum(entry["audio_seconds"] for entry in recent) / sum(entry["seconds"] for entry in recent)
+        speed = means["audio_seconds"] / means["seconds"]
         values = {
             **{name: means.get(name) for name in LOGGED_LOSSES},
             "learning_rate": self._last_rates.get("transformer", 0.0),
             "encoder_learning_rate": self._last_rates.get("encoder", 0.0),
             "audio_seconds_per_second": speed,
+            "share_waiting_for_data": means.get("data_seconds", 0.0) / means["seconds"],
             "audio_hours": self.progress.audio_seconds / 3600,
             "epoch": self.progress.epoch,
             "skipped_steps": self.progress.skipped_steps,
@@ -304,20 +318,23 @@ class Trainer:
         if model.config.ttt_training == "meta":
             values = {"wer_without_ttt": result.wer, "cer_without_ttt": result.cer, "loss_without_ttt": result.loss}
             result = self._score(model, stop, use_ttt=True)
-        better = self.progress.is_better(result.wer, result.cer)
+        better = self.progress.is_better(result.wer, result.cer, result.utterances)
         if better:
             with self._going_on_without(BEST_MODEL):
                 self._save_best(model, result)
         self.progress.validated_step = self.progress.step
-        self.log.write(
-            "validation", self.progress.step, {"wer": result.wer, "cer": result.cer, "loss": result.loss, **values}
-        )
+        rates = {"wer": result.wer, "cer": result.cer, "loss": result.loss, "utterances": result.utterances}
+        self.log.write("validation", self.progress.step, {**rates, **values})
         before = f" ({values['wer_without_ttt']:.2%} without TTT)" if values else ""
         bar.write(
             f"step {self.progress.step}: validation WER {result.wer:.2%}{before}, CER {result.cer:.2%}"
-            f"{' (best so far)' if better else ''}"
+            f"{' (best so far)' if better else ''}{self._missing_validation(result.utterances)}"
         )
         draw_curves(self.arguments.output_dir)
+
+    def _missing_validation(self, utterances: int) -> str:
+        wanted = len(self.validation_batches.plan.cuts)
+        return f"; {wanted - utterances:,} of {wanted:,} recordings cannot be read" if utterances < wanted else ""
 
     def _score(self, model: HybridASRForCTC, stop: StopRequest, use_ttt: bool) -> ValidationResult:
         with self.accelerator.autocast():
@@ -330,6 +347,7 @@ class Trainer:
         notes = {"step": self.progress.step, "wer": result.wer, "cer": result.cer}
         save_checkpoint(self.arguments.output_dir / BEST_MODEL, model, self.vocabulary, notes)
         self.progress.best_wer, self.progress.best_cer = result.wer, result.cer
+        self.progress.best_utterances = result.utterances
 
     def save_state(self) -> None:
         """Write the checkpoint of this step, which `resume` reads, and delete old ones; every process must take part.

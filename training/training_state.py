@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import zipfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,12 @@ class Progress:
         step: optimiser steps done.
         epoch: the epoch under way, from 0.
         batches_done: batches of this epoch that are done, on each process.
+        processes: how many these are; None in states of before they were noted.
+        earlier_parts: what other numbers of processes did of this epoch, see `BatchPlan.rank_batches`.
+        data_digest: `BatchPlan.digest` of the training data; None in older states.
+        processes_changed: during the run, so that the steps of its epochs are no multiple of one epoch's.
         best_wer, best_cer: of the best validation so far; None before the first.
+        best_utterances: what it was of.
         validated_step: after which the last validation was; None before the first.
         skipped_steps: steps left out because the loss or a gradient was not finite.
         skipped_in_a_row: of these, the last ones without another step between them.
@@ -34,16 +39,28 @@ class Progress:
     step: int = 0
     epoch: int = 0
     batches_done: int = 0
+    processes: int | None = None
+    earlier_parts: list[list[int]] = field(default_factory=list)
+    data_digest: str | None = None
+    processes_changed: bool = False
     best_wer: float | None = None
     best_cer: float | None = None
+    best_utterances: int = 0
     validated_step: int | None = None
     skipped_steps: int = 0
     skipped_in_a_row: int = 0
     audio_seconds: float = 0.0
 
-    def is_better(self, wer: float, cer: float) -> bool:
-        """Lower WER, or the same WER (all words wrong, early on) and lower CER."""
-        return self.best_wer is None or (wer, cer) < (self.best_wer, self.best_cer)
+    def take_position(self, state: dict) -> None:
+        """Note a `SpeechDataLoader.state_dict`."""
+        self.epoch, self.batches_done = state["epoch"], state["batches_done"]
+        self.processes, self.earlier_parts = state["processes"], state["earlier_parts"]
+
+    def is_better(self, wer: float, cer: float, utterances: int) -> bool:
+        """Lower WER, or the same WER (all words wrong, early on) and lower CER; of no fewer utterances than the best so far."""
+        if self.best_wer is None:
+            return utterances > 0
+        return utterances >= self.best_utterances and (wer, cer) < (self.best_wer, self.best_cer)
 
 
 def save_training_state(

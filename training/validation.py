@@ -21,14 +21,16 @@ class ValidationResult:
     """Rates as fractions, the mean CTC loss, and the first few transcripts to look at.
 
     Attributes:
-        wer, cer: of the whole set.
+        wer, cer: of all utterances that could be read; 0 where there are none.
         loss: CTC loss, mean over utterances.
+        utterances: how many these are.
         examples: (reference, hypothesis).
     """
 
     wer: float
     cer: float
     loss: float
+    utterances: int
     examples: list[tuple[str, str]]
 
 
@@ -78,5 +80,6 @@ def validate(
         wer=corpus_word_errors(references, hypotheses).rate,
         cer=corpus_character_errors(references, hypotheses).rate,
         loss=sum(losses) / max(1, len(losses)),
+        utterances=len(references),
         examples=list(zip(references, hypotheses, strict=True))[:5],
     )

@@ -7,6 +7,7 @@ where it stopped.
 
 from __future__ import annotations
 
+import hashlib
 import random
 from bisect import bisect_left
 from collections.abc import Hashable, Iterable, Iterator, Sequence
@@ -90,13 +91,29 @@ class BatchPlan:
             self._drawn = (epoch, self._shuffled(epoch) if self.shuffle else self._by_length(self._candidates(0)))
         return self._drawn[1]
 
-    def rank_batches(self, epoch: int, world_size: int, rank: int) -> list[list[Draw]]:
+    def rank_batches(
+        self, epoch: int, world_size: int, rank: int, earlier_parts: Iterable[tuple[int, int]] = ()
+    ) -> list[list[Draw]]:
         """The batches of one of several processes: every `world_size`-th.
 
         In training all processes must take equally many steps; batches are halved where their number does not divide.
+
+        Args:
+            epoch, world_size, rank: which epoch, how many processes, which of them.
+            earlier_parts: what of this epoch is done already by other numbers of processes: (processes, batches of each).
         """
         batches = self.batches(epoch)
+        for processes, done in earlier_parts:
+            batches = _divisible(batches, processes)[processes * done :]
         return (_divisible(batches, world_size) if self.shuffle else batches)[rank::world_size]
+
+    def digest(self) -> str:
+        """Equal for plans with equal batches: of utterances, weights and all settings."""
+        facts = (
+            [(cut.id, cut_samples(cut)) for cut in self.cuts], sorted(self._by_weight.items()), self.batch_size,
+            self.max_batch_seconds, self._bucket_ends, self.seed, self.shuffle, [str(shard) for shard in self.shards],
+        )  # fmt: skip
+        return hashlib.sha256(repr(facts).encode()).hexdigest()
 
     def sample_lengths(self, epoch: int = 0) -> list[list[int]]:
         """Samples at 16 kHz of every row of every batch, without reading any audio."""

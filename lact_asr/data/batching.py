@@ -205,9 +205,13 @@ class _PlanPosition:
     def __init__(self, plan: BatchPlan, world_size: int, rank: int):
         self.plan, self.world_size, self.rank = plan, world_size, rank
         self.epoch = self.batches_done = 0
+        self.earlier_parts: list[tuple[int, int]] = []  # of this epoch, see `BatchPlan.rank_batches`
+
+    def go_to_epoch(self, epoch: int) -> None:
+        self.epoch, self.batches_done, self.earlier_parts = epoch, 0, []
 
     def rank_batches(self) -> list[list[Draw]]:
-        return self.plan.rank_batches(self.epoch, self.world_size, self.rank)
+        return self.plan.rank_batches(self.epoch, self.world_size, self.rank, self.earlier_parts)
 
     def __iter__(self) -> Iterator[list[Draw]]:
         return iter(self.rank_batches()[self.batches_done :])
@@ -252,7 +256,7 @@ class SpeechDataLoader:
     def set_epoch(self, epoch: int) -> None:
         """Go to the start of an epoch; within the current epoch the position is kept (as after a resumption)."""
         if epoch != self._position.epoch:
-            self._position.epoch, self._position.batches_done = epoch, 0
+            self._position.go_to_epoch(epoch)
 
     def __len__(self) -> int:
         """Batches of this rank in the current epoch."""
@@ -261,7 +265,7 @@ class SpeechDataLoader:
     def __iter__(self) -> Iterator[Batch]:
         position = self._position
         if not self.plan.shuffle:
-            position.epoch = position.batches_done = 0
+            position.go_to_epoch(0)
         owed, previous = 0, None
         for batch, problems in self._loader:
             self._note(problems)
@@ -274,15 +278,37 @@ class SpeechDataLoader:
                 yield previous
             owed = owed if position.world_size > 1 else 0
         if self.plan.shuffle:
-            position.epoch, position.batches_done = position.epoch + 1, 0
+            position.go_to_epoch(position.epoch + 1)
 
-    def state_dict(self) -> dict[str, int]:
-        """Where the loader is: the epoch, and the batches of it that were handed out. Plain integers."""
-        return {"epoch": self._position.epoch, "batches_done": self._position.batches_done}
+    @property
+    def batches_left(self) -> int:
+        """Batches of this rank that the next iteration gives."""
+        return len(self) - self._position.batches_done
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on where `state_dict` was taken; the next iteration gives the rest of that epoch."""
-        self._position.epoch, self._position.batches_done = int(state["epoch"]), int(state["batches_done"])
+    def batches_of_epoch(self, epoch: int) -> int:
+        """Batches of this rank in a whole epoch."""
+        position = self._position
+        return len(self.plan.rank_batches(epoch, position.world_size, position.rank))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the loader is: the epoch, and the batches of it that each process was handed. Plain values."""
+        position = self._position
+        return {
+            "epoch": position.epoch,
+            "batches_done": position.batches_done,
+            "processes": position.world_size,
+            "earlier_parts": [list(part) for part in position.earlier_parts],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken, by whatever number of processes; the next iteration gives the rest of that epoch."""
+        position, done = self._position, int(state["batches_done"])
+        position.go_to_epoch(int(state["epoch"]))
+        position.earlier_parts = [(int(processes), int(part)) for processes, part in state.get("earlier_parts", [])]
+        if (processes := int(state.get("processes", position.world_size))) != position.world_size:
+            position.earlier_parts.append((processes, done))
+        else:
+            position.batches_done = done
 
     def padding_fraction(self) -> float:
         """Padded samples over all samples in the current epoch, all ranks together, from durations alone."""

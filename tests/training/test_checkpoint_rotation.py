@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import resource
 import shutil
 from collections.abc import Iterator
@@ -66,9 +67,10 @@ def test_names_sort_as_steps(tmp_path):
 
 
 @pytest.mark.parametrize(("keep", "kept"), [(1, [4]), (2, [4, 2]), (9, [4, 2, 1])])
-def test_rotation_keeps_the_newest_and_drops_those_of_a_branch_that_was_left(tmp_path, keep, kept):
-    save(tmp_path, 1, 2, 4, 6)
+def test_rotation_keeps_the_newest_and_puts_those_of_a_branch_that_was_left_aside(tmp_path, keep, kept):
+    newest, *_ = save(tmp_path, 1, 2, 4, 6)
     rotate_checkpoints(checkpoint_path(tmp_path, 4), keep)
+    assert newest.with_name(f"{newest.name}.unreadable").exists()
     assert saved_checkpoints(tmp_path) == [checkpoint_path(tmp_path, step) for step in kept]
 
 
@@ -90,6 +92,17 @@ def test_the_one_before_stands_in_for_an_unreadable_one_with_one_sentence(tmp_pa
     (sentence,) = sentences
     assert "checkpoint_00000006.pt" in sentence
     assert sentence.endswith("; going on from the one before it, checkpoint_00000004.pt.")
+
+
+def test_a_file_system_that_fails_is_no_damage(tmp_path, monkeypatch):
+    paths = save(tmp_path, 4, 6)
+
+    def stale(*_, **__):
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr("lact_asr.checkpoint.torch.load", stale)
+    with pytest.raises(InputError, match=r"checkpoint_00000006\.pt could not be read \(Stale file handle\): try again"):
+        load_newest_readable(paths, lambda sentence: None)
 
 
 def test_nothing_readable_is_refused(tmp_path):

@@ -87,6 +87,21 @@ def test_two_processes_killed_are_bit_for_bit_never_killed(
     assert different(folder, runs["straight"].folder) == []
 
 
+@pytest.mark.slow
+def test_sigterm_to_launcher_and_processes_at_once_saves(start_in_two_processes, wait_for, write_config, tmp_path):
+    """As batch systems send it; the launcher then passes its own on, so that each process gets two."""
+    config, folder = write_config(tmp_path), tmp_path / "stopped"
+    flags = ("--max_steps", 100_000, "--save_steps", 100_000)
+    with start_in_two_processes(config, tmp_path, {"stopped": flags}) as launched:
+        log = folder / "training_log.jsonl"
+        wait_for(lambda: log.exists() and log.stat().st_size > 0, launched)
+        for number in (*children(launched.pid), launched.pid):
+            os.kill(number, signal.SIGTERM)
+        launched.communicate(timeout=60)
+    (checkpoint,) = saved_checkpoints(folder)
+    assert checkpoint > checkpoint_path(folder, 0)
+
+
 def children(process: int) -> list[int]:
     """Numbers of the processes that one has started."""
     return list(map(int, Path(f"/proc/{process}/task/{process}/children").read_text().split()))
@@ -102,5 +117,5 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
     """What TensorBoard shows: name -> (step, value), but speeds."""
     events = EventAccumulator(str(folder / "tensorboard"))
     events.Reload()
-    names = set(events.Tags()["scalars"]) - {"train/audio_seconds_per_second"}
+    names = set(events.Tags()["scalars"]) - {"train/audio_seconds_per_second", "train/share_waiting_for_data"}
     return {name: [(event.step, event.value) for event in events.Scalars(name)] for name in names}

@@ -18,6 +18,7 @@ import torch
 from benchmarks.kill_and_resume import values_by_name
 from lact_asr.training import trainer
 from lact_asr.training.checkpoint_rotation import saved_checkpoints
+from lact_asr.training.optimization import schedule_factor
 from lact_asr.training.stop_request import StopRequest
 from lact_asr.training.trainer import Trainer
 from lact_asr.training.training_state import Progress, load_training_state, random_state, restore_random_state
@@ -53,9 +54,10 @@ def send_sigterm_after(patch: pytest.MonkeyPatch, method: str, call: int) -> Non
     original, calls = getattr(Trainer, method), itertools.count(1)
 
     def patched(self, *arguments):
-        original(self, *arguments)
+        result = original(self, *arguments)
         if next(calls) == call:
             signal.raise_signal(signal.SIGTERM)
+        return result
 
     patch.setattr(Trainer, method, patched)
 
@@ -227,8 +229,21 @@ def test_stop_request_notes_the_first_signal_and_puts_handlers_back(number):
         signal.raise_signal(number)
         assert stop
         assert stop.exit_code == 128 + number
-        assert signal.getsignal(number) == signal.SIG_DFL  # the second one ends the process
+        signal.raise_signal(signal.SIGTERM)  # a launcher passes on what everyone got
+        assert stop.exit_code == 128 + number
     assert signal.getsignal(number) == before
+
+
+def test_a_signal_long_after_the_first_ends_the_process(monkeypatch):
+    sent = []
+    monkeypatch.setattr("lact_asr.training.stop_request.SECONDS_OF_REPEATS", -1.0)
+    monkeypatch.setattr("lact_asr.training.stop_request.os.kill", lambda *call: sent.append(call))
+    with StopRequest():
+        signal.raise_signal(signal.SIGTERM)
+        assert not sent
+        signal.raise_signal(signal.SIGTERM)
+        assert sent == [(os.getpid(), signal.SIGTERM)]
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def test_random_state_repeats_what_was_drawn(tmp_path):
@@ -244,12 +259,54 @@ def test_random_state_repeats_what_was_drawn(tmp_path):
 
 def test_progress_prefers_lower_wer_then_lower_cer():
     progress = Progress()
-    assert progress.is_better(2.0, 1.0)
-    progress.best_wer, progress.best_cer = 1.0, 0.8
-    assert progress.is_better(0.9, 0.9)
-    assert progress.is_better(1.0, 0.7)
-    assert not progress.is_better(1.0, 0.8)
-    assert not progress.is_better(1.1, 0.1)
+    assert progress.is_better(2.0, 1.0, utterances=9)
+    assert not progress.is_better(0.0, 0.0, utterances=0)  # nothing could be read
+    progress.best_wer, progress.best_cer, progress.best_utterances = 1.0, 0.8, 9
+    assert progress.is_better(0.9, 0.9, utterances=9)
+    assert progress.is_better(1.0, 0.7, utterances=9)
+    assert not progress.is_better(1.0, 0.8, utterances=9)
+    assert not progress.is_better(1.1, 0.1, utterances=9)
+    assert not progress.is_better(0.9, 0.9, utterances=8)  # of an easier part, perhaps
+
+
+def test_rates_of_the_flags_count_when_a_run_is_resumed(train):
+    train("--max_steps", 3, "--peak_lr", 1e-3, "--weight_decay", 0.1)
+    resumed = train(
+        "--max_steps", 5, "--peak_lr", 2e-2, "--weight_decay", 0.0, "--warmup_steps", 0, "--logging_steps", 1,
+        "--resume_from_checkpoint",
+    )  # fmt: skip
+    rates = [event["learning_rate"] for event in resumed.events("train") if event["step"] > 3]
+    assert rates == [2e-2 * schedule_factor(step, 0, 5) for step in (3, 4)]
+    assert all(group["weight_decay"] == 0.0 for group in resumed.state()["optimizer"]["param_groups"])
+
+
+def test_other_data_or_another_seed_start_the_epoch_anew(train):
+    train("--max_steps", 2)
+    resumed = train("--max_steps", 3, "--seed", 7, "--resume_from_checkpoint")
+    assert "its epoch starts anew" in resumed.out
+    assert resumed.state()["progress"]["batches_done"] == 1
+    assert "anew" not in train("--max_steps", 4, "--seed", 7, "--resume_from_checkpoint").out
+
+
+def test_a_stop_in_the_middle_of_a_step_saves_the_last_whole_one(train, monkeypatch):
+    flags = ("--max_steps", 2, "--gradient_accumulation_steps", 3)
+    with monkeypatch.context() as patch:
+        send_sigterm_after(patch, "_train_batch", 4)
+        stopped = train(*flags, name="stopped")
+    assert stopped.state()["progress"]["step"] == 1
+    resumed = train(*flags, "--resume_from_checkpoint", name="stopped")
+    assert_same_state(resumed.state(), train(*flags, name="straight").state())
+
+
+def test_validation_that_reads_nothing_is_never_the_best(train, corpus_dir, tmp_path):
+    shutil.copytree(corpus_dir, tmp_path / "corpus")
+    for path in (tmp_path / "corpus" / "dev-generated").rglob("*.flac"):
+        path.write_bytes(path.read_bytes()[:500])
+    run = train("--max_steps", 1, "--eval_steps", 1, "--data_dir", tmp_path / "corpus")
+    (event,) = run.events("validation")
+    assert event["utterances"] == 0
+    assert "recordings cannot be read" in run.out + run.err
+    assert not (run.folder / "best_model.pt").exists()
 
 
 def _contents(folder: Path) -> dict[str, bytes]:

@@ -139,6 +139,23 @@ def test_every_position_of_every_epoch_can_be_gone_on_from(world_size):
             assert rest({"epoch": epoch, "batches_done": done}) == whole[done:]
 
 
+@pytest.mark.parametrize("numbers", [(4, 8), (8, 4), (1, 3), (3, 1), (2, 5, 3)], ids=str)
+def test_an_epoch_shared_by_changing_numbers_of_processes_has_every_utterance_once(numbers):
+    plan, state, heard = BatchPlan(synthetic_cuts(301), 4, shuffle=True), {"epoch": 1, "batches_done": 0}, Counter()
+    for world_size in numbers:
+        parts = []
+        for rank in range(world_size):
+            loader = SpeechDataLoader(_Echo(), plan, world_size=world_size, rank=rank)
+            loader.load_state_dict(state)
+            last = world_size == numbers[-1]
+            parts.append([batch for batch, _ in zip(loader, range(10_000 if last else 7), strict=False)])
+            stopped = loader.state_dict()
+        assert len({len(part) for part in parts}) == 1
+        heard += Counter(index for part in parts for batch in part for index, _ in batch)
+        state = {**stopped, "batches_done": len(parts[0])}
+    assert heard == Counter(range(301))
+
+
 class _Echo:
     """A dataset whose batches are the plan's."""
 
