@@ -42,6 +42,8 @@ from lact_asr.training.trainer import Trainer
 from lact_asr.training.ttt_rates import calibrate_rates
 from lact_asr.training.validation import validate
 
+NOTABLE_SHARE = 0.01  # of the utterances that are cropped
+
 
 def make_accelerator(arguments: argparse.Namespace) -> Accelerator:
     """Device, precision and processes.
@@ -176,6 +178,11 @@ def _report_batches(arguments: argparse.Namespace, accelerator: Accelerator, cor
         f"{len(batches):,} batches an epoch on each of {accelerator.num_processes} processes, "
         f"{batches.padding_fraction():.1%} of samples are padding; {cropped:,} utterances cropped to {seconds:.1f} s"
     )
+    if cropped > NOTABLE_SHARE * len(corpus.cuts):
+        accelerator.print(
+            f"Note: {cropped / len(corpus.cuts):.0%} of the utterances lose their ends while their transcripts stay whole, so that their "
+            "last words are wrong labels; --crop_samples 0 keeps them, --max_audio_duration leaves long ones out."
+        )
 
 
 def _describe(

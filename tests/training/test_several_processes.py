@@ -121,3 +121,17 @@ def shard(losses: TrainingLosses, optimizer: torch.optim.Optimizer) -> torch.opt
     fully_shard(losses)
     parts = dict(losses.named_parameters())
     return make_optimizer([{**group, "params": [parts[name] for name in group["params"]]} for group in groups])
+
+
+@pytest.mark.slow
+def test_a_second_process_takes_its_share_of_what_is_left(train, train_in_two_processes, write_config, tmp_path):
+    """Two epochs of nine utterances: one process hears six, two the rest; then the second epoch, five batches in three steps."""
+    flags = ("--max_epochs", 2, "--resume_from_checkpoint", "auto", "--save_steps", 1)
+    alone = train(*flags, "--max_steps", 3, name="grown", **STILL)
+    assert alone.state()["progress"]["batches_done"] == 3
+    grown = train_in_two_processes(write_config(tmp_path, **STILL), tmp_path, {"grown": flags})["grown"]
+    whole = train("--max_epochs", 2, name="alone", **STILL)
+    assert grown.state()["progress"]["step"] == 3 + 1 + 3
+    heard = [run.state()["progress"]["audio_seconds"] for run in (grown, whole)]
+    assert heard[0] == pytest.approx(heard[1], rel=0.1)  # each process counts its own batches, times two
+    assert [grown.state()["progress"][name] for name in ("epoch", "batches_done", "processes")] == [1, 3, 2]

@@ -165,6 +165,7 @@ def test_long_utterances_are_cropped_and_counted(train, loader_of, corpus_dir):
     crop = round(0.99 * durations[-2] * 16_000)
     run = train("--crop_samples", crop, "--max_steps", 1)
     assert f"2 utterances cropped to {crop / 16_000:.1f} s" in run.out
+    assert "Note: 22% of the utterances lose their ends" in run.out
     whole, cropped = by_id(loader_of("--crop_samples", 0)[1]), by_id(loader_of("--crop_samples", crop)[1])
     assert whole.keys() == cropped.keys()
     for name, samples in whole.items():
