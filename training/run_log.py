@@ -13,10 +13,9 @@ from importlib import metadata
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from lact_asr.checkout import git_commit
-from lact_asr.errors import InputError
+from lact_asr.errors import InputError, warn
 from lact_asr.training.trackers import Tracker
 from lact_asr.training.training_state import Progress
 
@@ -107,11 +106,6 @@ def _is_later(event: dict, resumed: Progress) -> bool:
     """Whether it was logged after the checkpoint; at the end of an epoch, the validation may come after that."""
     pending = event["event"] == "validation" and resumed.validated_step != resumed.step
     return event["step"] > resumed.step or (event["step"] == resumed.step and pending)
-
-
-def warn(sentence: str) -> None:
-    """A line on stderr, above progress bars."""
-    tqdm.write(f"warning: {sentence}", file=sys.stderr)
 
 
 def prepare_output_dir(output_dir: Path) -> None:
