@@ -224,7 +224,8 @@ def _add_ttt(group: argparse._ArgumentGroup) -> None:
         "--ttt_training",
         choices=tuple(TRAININGS),
         default=None,
-        help="; ".join(f"{name}: {meaning}" for name, meaning in TRAININGS.items()) + " (default: the configuration's)",
+        help="; ".join(f"{name}: {meaning}" for name, meaning in TRAININGS.items())
+        + " (default: the configuration's, where none with enable_ttt means joint; none on the command line unsets enable_ttt)",
     )
     group.add_argument(
         "--ttt_loss_type",
