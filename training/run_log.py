@@ -26,8 +26,8 @@ REPORTED_PACKAGES = ("lact-asr", "torch", "transformers", "accelerate", "lhotse"
 class RunLog:
     """Writes ``training_log.jsonl`` of a run's folder, and tells the trackers.
 
-    A line that finds no room on the disk is written with a later one; a tracker that finds none, and shows nothing but
-    these lines, then ends.
+    A line that finds no room on the disk is written with a later one; a tracker that fails, whatever the reason, ends:
+    it shows nothing but these lines.
 
     Args:
         output_dir: of the run.
@@ -82,9 +82,10 @@ class RunLog:
         for tracker in list(self._trackers):
             try:
                 tell(tracker)
-            except OSError as error:
+            except Exception as error:  # whatever another package raises: what it shows is not worth a run
                 self._trackers.remove(tracker)
-                warn(f"What {tracker.package} shows cannot be written any more ({error.strerror}); {LOG_NAME} goes on.")
+                reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+                warn(f"What {tracker.package} shows cannot be written any more ({reason}); {LOG_NAME} goes on.")
 
 
 def _bytes_until(resumed: Progress, log: Path) -> int:
