@@ -9,12 +9,11 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
-from importlib import metadata
 from pathlib import Path
 
 import torch
 
-from lact_asr.checkout import git_commit
+from lact_asr.checkout import git_commit, installed_version
 from lact_asr.errors import InputError, warn
 from lact_asr.training.trackers import Tracker
 from lact_asr.training.training_state import Progress
@@ -147,7 +146,7 @@ def describe_run(arguments: dict, model_sizes: dict) -> dict:
         "arguments": arguments,
         "git_commit": git_commit(),
         "python": platform.python_version(),
-        "packages": {name: metadata.version(name) for name in REPORTED_PACKAGES},
+        "packages": {name: installed_version(name) for name in REPORTED_PACKAGES},
         "machine": f"{platform.machine()}, {os.cpu_count()} cores"
         + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ", no GPU"),
         "threads": torch.get_num_threads(),
