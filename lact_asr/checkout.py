@@ -1,8 +1,9 @@
-"""Which state of the source code is running, for what runs and benchmarks write down."""
+"""Which state of the source code and which packages are running, for what runs and benchmarks write down."""
 
 from __future__ import annotations
 
 import subprocess
+from importlib import metadata
 from pathlib import Path
 
 
@@ -15,3 +16,11 @@ def git_commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return commit.stdout.strip() + ("+" if changed.stdout.strip() else "")
+
+
+def installed_version(package: str) -> str | None:
+    """Of a distribution, by the name that pip knows; None where it is not installed, as this one in a checkout on PYTHONPATH."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

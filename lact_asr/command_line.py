@@ -102,16 +102,10 @@ def _help(listed: dict[str, Command]) -> str:
 
 
 def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
+    from lact_asr.checkout import git_commit, installed_version
 
-    from lact_asr.checkout import git_commit
-
-    try:
-        number = version("lact-asr")
-    except PackageNotFoundError:
-        number = "(not installed)"
     commit = git_commit()
-    return f"lact-asr {number}" + (f", commit {commit}" if commit else "")
+    return f"lact-asr {installed_version('lact-asr') or '(not installed)'}" + (f", commit {commit}" if commit else "")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The one exception for problems that the user can mend, and the place where commands turn it into exit code 2."""
+"""The one exception for problems that the user can mend, the place where commands turn it into exit code 2, and warnings."""
 
 from __future__ import annotations
 
@@ -22,6 +22,13 @@ def one_line(sentence: str) -> str:
     if sentence.isprintable():
         return sentence
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in sentence)
+
+
+def warn(sentence: str) -> None:
+    """A line on stderr, above progress bars."""
+    from tqdm import tqdm
+
+    tqdm.write(f"warning: {one_line(sentence)}", file=sys.stderr)
 
 
 class InputError(ValueError):

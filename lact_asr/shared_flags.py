@@ -50,6 +50,11 @@ def non_negative_float(text: str) -> float:
     return checked(float, text, lambda value: 0 <= value < math.inf, "a number of 0 or more")
 
 
+def share(text: str) -> float:
+    """Type of a flag: a number from 0 to 1."""
+    return checked(float, text, lambda value: 0 <= value <= 1, "a number from 0 to 1")
+
+
 def checked(kind: Callable[[str], Number], text: str, is_valid: Callable[[Number], bool], rule: str) -> Number:
     """A flag's value.
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
+import sys
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TypeVar
@@ -19,6 +21,7 @@ from lact_asr.shared_flags import (
     non_negative_int,
     positive_float,
     positive_int,
+    share,
 )
 from lact_asr.training.trackers import TRACKERS
 from lact_asr.ttt_names import (
@@ -34,6 +37,7 @@ from lact_asr.ttt_names import (
 
 NOISE_COLOURS = ("white", "pink", "brown")
 Number = TypeVar("Number", int, float)
+_NEGATIVE_NUMBERS = re.compile(r"-[.\d]")
 
 DESCRIPTION = """Train a hybrid LaCT + Wav2Vec2 model with CTC.
 
@@ -56,10 +60,21 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     _add_ttt(parser.add_argument_group("preparing for test-time training"))
     _add_optimisation(parser.add_argument_group("optimisation"))
     _add_run(parser.add_argument_group("run"))
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_args(_join_negative_numbers(sys.argv[1:] if argv is None else argv))
     if arguments.batch_size is None and arguments.max_batch_duration is None:
         arguments.batch_size = 8
     return arguments
+
+
+def _join_negative_numbers(argv: list[str]) -> list[str]:
+    """--flag -5,20 as --flag=-5,20: argparse takes such a value for a flag."""
+    joined: list[str] = []
+    for word in argv:
+        if joined and _NEGATIVE_NUMBERS.match(word) and joined[-1].startswith("--") and "=" not in joined[-1]:
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
 
 
 def _add_data(group: argparse._ArgumentGroup) -> None:
@@ -145,13 +160,13 @@ def _add_data(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--noise_snr_db",
-        type=_floats,
+        type=_range,
         default=(5.0, 20.0),
         metavar="LOW,HIGH",
         help="range of signal-to-noise ratios to draw from (default: 5,20)",
     )
     group.add_argument(
-        "--noise_prob", type=float, default=0.5, help="share of training utterances with noise (default: %(default)s)"
+        "--noise_prob", type=share, default=0.5, help="share of training utterances with noise (default: %(default)s)"
     )
     group.add_argument(
         "--rir_dir",
@@ -161,7 +176,7 @@ def _add_data(group: argparse._ArgumentGroup) -> None:
         "before noise is added; all are kept in memory",
     )
     group.add_argument(
-        "--rir_prob", type=float, default=0.5, help="share of training utterances in rooms (default: %(default)s)"
+        "--rir_prob", type=share, default=0.5, help="share of training utterances in rooms (default: %(default)s)"
     )
     group.add_argument(
         "--num_workers",
@@ -173,7 +188,7 @@ def _add_data(group: argparse._ArgumentGroup) -> None:
         "--cache_gigabytes",
         type=non_negative_float,
         default=2.0,
-        help="keep decoded training audio in memory, up to so much (default: %(default)s)",
+        help="keep decoded training audio in memory, up to so much in each training process, whose workers share it (default: %(default)s)",
     )
     group.add_argument(
         "--vocabulary",
@@ -225,7 +240,8 @@ def _add_ttt(group: argparse._ArgumentGroup) -> None:
         "--ttt_training",
         choices=tuple(TRAININGS),
         default=None,
-        help="; ".join(f"{name}: {meaning}" for name, meaning in TRAININGS.items()) + " (default: the configuration's)",
+        help="; ".join(f"{name}: {meaning}" for name, meaning in TRAININGS.items())
+        + " (default: the configuration's, where none with enable_ttt means joint; none on the command line unsets enable_ttt)",
     )
     group.add_argument(
         "--ttt_loss_type",
@@ -414,4 +430,11 @@ def _floats(text: str) -> tuple[float, ...]:
         values = (math.nan,)
     if not all(map(math.isfinite, values)):
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers with commas")
+    return values
+
+
+def _range(text: str) -> tuple[float, float]:
+    values = _floats(text)
+    if len(values) != 2 or values[0] > values[1]:
+        raise argparse.ArgumentTypeError(f"{text!r} is not LOW,HIGH: two numbers, the second no less than the first")
     return values

@@ -155,10 +155,7 @@ def _augmentation(arguments: argparse.Namespace) -> WaveformAugmentation | None:
     impulse_responses = [] if arguments.rir_dir is None else load_impulse_responses(arguments.rir_dir)
     if not noises and not impulse_responses and arguments.speed_factors == (1.0,):
         return None
-    mixer = None
-    if noises:
-        snr_range_db = (min(arguments.noise_snr_db), max(arguments.noise_snr_db))
-        mixer = NoiseMixer(noises, snr_range_db, arguments.seed)
+    mixer = NoiseMixer(noises, arguments.noise_snr_db, arguments.seed) if noises else None
     return WaveformAugmentation(
         arguments.speed_factors, mixer, arguments.noise_prob, arguments.seed, impulse_responses, arguments.rir_prob
     )

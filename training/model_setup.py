@@ -44,6 +44,12 @@ def make_config(arguments: argparse.Namespace) -> HybridASRConfig:
     for key in OVERRIDES:
         if getattr(arguments, key) is not None:
             setattr(config, key, getattr(arguments, key))
+    if arguments.ttt_training == "none":
+        if arguments.enable_ttt:
+            raise InputError(
+                "--enable_ttt asks for joint training and --ttt_training none for none: leave one of them out."
+            )
+        config.enable_ttt = False  # of the configuration, where it would mean joint training
     _prepare_for_ttt(config)
     _check_outer_loss(config, arguments)
     if config.use_wav2vec2_encoder and config.wav2vec2_model_name is None:

@@ -9,14 +9,12 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
-from importlib import metadata
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
-from lact_asr.checkout import git_commit
-from lact_asr.errors import InputError
+from lact_asr.checkout import git_commit, installed_version
+from lact_asr.errors import InputError, warn
 from lact_asr.training.trackers import Tracker
 from lact_asr.training.training_state import Progress
 
@@ -27,8 +25,8 @@ REPORTED_PACKAGES = ("lact-asr", "torch", "transformers", "accelerate", "lhotse"
 class RunLog:
     """Writes ``training_log.jsonl`` of a run's folder, and tells the trackers.
 
-    A line that finds no room on the disk is written with a later one; a tracker that finds none, and shows nothing but
-    these lines, then ends.
+    A line that finds no room on the disk is written with a later one; a tracker that fails, whatever the reason, ends:
+    it shows nothing but these lines.
 
     Args:
         output_dir: of the run.
@@ -83,9 +81,10 @@ class RunLog:
         for tracker in list(self._trackers):
             try:
                 tell(tracker)
-            except OSError as error:
+            except Exception as error:  # whatever another package raises: what it shows is not worth a run
                 self._trackers.remove(tracker)
-                warn(f"What {tracker.package} shows cannot be written any more ({error.strerror}); {LOG_NAME} goes on.")
+                reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+                warn(f"What {tracker.package} shows cannot be written any more ({reason}); {LOG_NAME} goes on.")
 
 
 def _bytes_until(resumed: Progress, log: Path) -> int:
@@ -107,11 +106,6 @@ def _is_later(event: dict, resumed: Progress) -> bool:
     """Whether it was logged after the checkpoint; at the end of an epoch, the validation may come after that."""
     pending = event["event"] == "validation" and resumed.validated_step != resumed.step
     return event["step"] > resumed.step or (event["step"] == resumed.step and pending)
-
-
-def warn(sentence: str) -> None:
-    """A line on stderr, above progress bars."""
-    tqdm.write(f"warning: {sentence}", file=sys.stderr)
 
 
 def prepare_output_dir(output_dir: Path) -> None:
@@ -152,7 +146,7 @@ def describe_run(arguments: dict, model_sizes: dict) -> dict:
         "arguments": arguments,
         "git_commit": git_commit(),
         "python": platform.python_version(),
-        "packages": {name: metadata.version(name) for name in REPORTED_PACKAGES},
+        "packages": {name: installed_version(name) for name in REPORTED_PACKAGES},
         "machine": f"{platform.machine()}, {os.cpu_count()} cores"
         + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ", no GPU"),
         "threads": torch.get_num_threads(),

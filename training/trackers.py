@@ -11,7 +11,7 @@ from lact_asr.errors import InputError
 
 
 class Tracker(Protocol):
-    """Takes numbers as they come; any method may raise OSError, for a full disk.
+    """Takes numbers as they come; one whose methods raise anything gets no more of them.
 
     Attributes:
         package: that must be installed.
@@ -92,7 +92,10 @@ def check_trackers(names: Iterable[str]) -> None:
     for name in names:
         package = TRACKERS[name].package
         if importlib.util.find_spec(package) is None:
-            raise InputError(f"--trackers {name} needs the package {package}: pip install {package}")
+            raise InputError(
+                f"--trackers {name} needs the package {package}: pip install {package}, or train with --trackers none, "
+                "which leaves training_log.jsonl"
+            )
 
 
 def start_trackers(names: Iterable[str], output_dir: Path, description: dict, first_step: int = 1) -> list[Tracker]:

@@ -152,7 +152,7 @@ def _training(run: Mapping, notes: Mapping, config: HybridASRConfig) -> str:
     lines += [
         f"- test-time training in training: {config.ttt_training}",
         f"- on: {run['machine']}",
-        f"- versions: {', '.join(f'{name} {version}' for name, version in run['packages'].items())}, Python {run['python']}",
+        f"- versions: {', '.join(f'{name} {version}' for name, version in run['packages'].items() if version)}, Python {run['python']}",
         f"- commit: {run['git_commit']}",
         f"- command: `{_public_command(run['command'])}`",
     ]

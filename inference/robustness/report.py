@@ -10,14 +10,13 @@ import os
 import platform
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 
 import jinja2
 import torch
 
 from lact_asr.atomic_files import write_json, write_text
-from lact_asr.checkout import git_commit
+from lact_asr.checkout import git_commit, installed_version
 from lact_asr.errors import InputError
 from lact_asr.inference.results.summary import markdown_table
 from lact_asr.inference.robustness.bootstrap import RESAMPLES
@@ -56,13 +55,8 @@ def describe_run(arguments: argparse.Namespace, argv: Sequence[str], corpus: str
 
 
 def _versions() -> dict[str, str]:
-    installed = {}
-    for name in REPORTED_PACKAGES:
-        try:
-            installed[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:  # what only some conditions need
-            continue
-    return installed
+    versions = {name: installed_version(name) for name in REPORTED_PACKAGES}
+    return {name: version for name, version in versions.items() if version}  # some conditions alone need the others
 
 
 def write_summary(rows: Sequence[dict], settings: Mapping, output_dir: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -94,10 +95,38 @@ def _decoded(cuts: list[MonoCut], name: str, num_workers: int) -> Iterator[tuple
     """Each cut with the sentence that says why it cannot be read, if so, and whether it is silent."""
     bar = tqdm(total=len(cuts), desc=name, unit=" utterances", mininterval=1.0)
     tasks = [cuts[start : start + _CUTS_PER_TASK] for start in range(0, len(cuts), _CUTS_PER_TASK)]
-    with bar, ProcessPoolExecutor(num_workers) as pool:
-        for task, outcomes in zip(tasks, pool.map(_decode_some, tasks), strict=True):
+    with bar:
+        for task, outcomes in zip(tasks, _outcomes(tasks, num_workers), strict=True):
             bar.update(len(task))
             yield from ((cut, *outcome) for cut, outcome in zip(task, outcomes, strict=True))
+
+
+def _outcomes(tasks: list[list[MonoCut]], num_workers: int) -> Iterator[list[tuple[str | None, bool]]]:
+    """What `_decode_some` gives for each task, in their order, also where a recording kills the process that decodes it."""
+    while tasks:
+        num_done = 0
+        try:
+            with ProcessPoolExecutor(num_workers) as pool:
+                for outcomes in pool.map(_decode_some, tasks):
+                    num_done += 1
+                    yield outcomes
+        except BrokenProcessPool:  # by this task or by one that ran beside it, which is found in the same way next
+            yield [_decode_apart(cut) for cut in tasks[num_done]]
+            num_done += 1
+        tasks = tasks[num_done:]
+
+
+def _decode_apart(cut: MonoCut) -> tuple[str | None, bool]:
+    """As `_decode`, in a process of its own."""
+    try:
+        with ProcessPoolExecutor(1) as pool:
+            return pool.submit(_decode, cut).result()
+    except BrokenProcessPool:
+        source = cut.recording.sources[0].source
+        return (
+            f"the recording of {cut.id}, {source}, kills the process that decodes it, as do some that are damaged",
+            False,
+        )
 
 
 def _decode_some(cuts: list[MonoCut]) -> list[tuple[str | None, bool]]:

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from lact_asr.audio import SAMPLE_RATE_HZ, find_audio_files, read_audio
 from lact_asr.command_line import program_name
 from lact_asr.data.atomic_folder import replacing_folder
-from lact_asr.errors import InputError, exit_on_input_error
+from lact_asr.errors import InputError, exit_on_input_error, warn
 
 COLOURS = {"white": 0, "pink": 1, "brown": 2}
 """Exponent a of the power spectral density ~ 1/f^a."""
@@ -102,23 +102,39 @@ def coloured_noises(colours: Iterable[str], seed: int = 0) -> dict[str, np.ndarr
 
 
 def load_noise_folder(folder: str | Path) -> dict[str, np.ndarray]:
-    """Read every recording in a folder.
+    """Read every recording in a folder and the folders in it; one that cannot be read or is silent is left out, with a warning.
 
     Returns:
-        File name without extension -> float32 [samples], mono, 16 kHz; sorted by name.
+        Path in the folder, without extension -> float32 [samples], mono, 16 kHz; sorted by name. (With it where another
+        recording differs in nothing else.)
 
     Raises:
-        InputError: No such folder, no audio in it, a file that cannot be read or is silent, two files of one name.
+        InputError: No such folder, no audio in it, or none that can be used.
     """
+    folder = Path(folder)
     noises: dict[str, np.ndarray] = {}
+    problems = []
     for path in find_audio_files(folder):
-        samples = read_audio(path)
-        if not samples.any():
-            raise InputError(f"{path} is silent, so it is no noise; take it out of the folder")
-        if path.stem in noises:
-            raise InputError(f"{folder} holds two recordings named {path.stem}; rename one")
-        noises[path.stem] = samples
+        try:
+            samples = _read_noise(path)
+        except InputError as error:
+            problems.append(str(error))
+            continue
+        name = path.relative_to(folder)
+        plain = name.with_suffix("").as_posix()
+        noises[name.as_posix() if plain in noises else plain] = samples
+    if not noises:
+        raise InputError(f"no recording of {folder} can be used as noise; the first: {problems[0]}")
+    for problem in problems:
+        warn(f"a noise is left out: {problem}.")
     return dict(sorted(noises.items()))
+
+
+def _read_noise(path: Path) -> np.ndarray:
+    samples = read_audio(path)
+    if not samples.any():
+        raise InputError(f"{path} is silent")
+    return samples
 
 
 def load_noises(noise_dir: str | Path | None, colour: str, seed: int) -> dict[str, np.ndarray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from lact_asr import locks
 from lact_asr.errors import InputError
 from lact_asr.locks import alone_in, open_alone
 
@@ -89,3 +91,20 @@ def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="is not a folder"), alone_in(tmp_path / "file" / "run"):
         pass
+
+
+@pytest.mark.parametrize("reason", ["ENOSYS", "ENOLCK", "ENOTSUP", "EOPNOTSUPP"])
+def test_without_locks_on_the_file_system_a_run_goes_on_and_says_so_once(tmp_path, monkeypatch, capsys, reason):
+    """As on Lustre without -o flock and NFS without its lock daemon."""
+
+    def refuse(*_):
+        raise OSError(getattr(errno, reason), "no locks here")
+
+    monkeypatch.setattr(locks.fcntl, "lockf", refuse)
+    monkeypatch.setattr(locks, "_warned_of", set())
+    with alone_in(tmp_path), open_alone(tmp_path / "results.jsonl") as file:
+        file.write(b"written")
+    assert (tmp_path / "results.jsonl").read_bytes() == b"written"
+    assert capsys.readouterr().err == (
+        f"warning: the file system of {tmp_path} has no locks: start no second run that writes there, nothing would stop it.\n"
+    )

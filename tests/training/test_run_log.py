@@ -3,6 +3,7 @@
 import json
 import math
 import resource
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -104,3 +105,15 @@ def test_description_says_what_is_needed_to_repeat_a_run():
     assert description["parameters"] == {"total": 5}
     assert {"torch", "transformers", "lhotse"} <= description["packages"].keys()
     assert all(description["packages"].values())
+
+
+def test_a_checkout_that_is_not_installed_is_described_without_its_version(monkeypatch):
+    def version(name: str) -> str:
+        if name == "lact-asr":
+            raise metadata.PackageNotFoundError(name)
+        return "1.0"
+
+    monkeypatch.setattr(metadata, "version", version)
+    packages = describe_run({}, {})["packages"]
+    assert packages["lact-asr"] is None
+    assert packages["torch"] == "1.0"

@@ -40,18 +40,27 @@ def test_tensorboard_shows_no_step_twice_when_a_run_goes_on_from_before_its_end(
     assert shown(tmp_path, "train/loss") == [(1, 1.0), (2, 2.0), (3, 30.0)]
 
 
-def test_a_tracker_without_room_on_the_disk_ends_and_the_log_goes_on(tmp_path, capsys):
-    class Full:
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
+        (RuntimeError("the service\nis gone"), r"the service\nis gone"),
+        (ValueError(), "ValueError"),
+    ],
+    ids=["no room on the disk", "an error of its own", "an error without words"],
+)
+def test_a_tracker_that_fails_ends_and_the_log_goes_on(tmp_path, capsys, error, reason):
+    class Broken:
         package = "abacus"
 
         def write(self, values, step):
-            raise OSError(errno.ENOSPC, "No space left on device")
+            raise error
 
-    log = RunLog(tmp_path, [Full(), *start_trackers(["tensorboard"], tmp_path, {})])
+    log = RunLog(tmp_path, [Broken(), *start_trackers(["tensorboard"], tmp_path, {})])
     for step in (1, 2):
         log.write("train", step, {"ctc_loss": 1.0})
     log.close()
-    assert capsys.readouterr().err.count("What abacus shows cannot be written any more (No space left on device)") == 1
+    assert capsys.readouterr().err.count(f"What abacus shows cannot be written any more ({reason})") == 1
     assert len((tmp_path / LOG_NAME).read_text().splitlines()) == len(shown(tmp_path, "train/ctc_loss")) == 2
 
 
@@ -66,8 +75,9 @@ def test_a_tracker_that_is_not_installed_is_refused_before_anything_is_read(trai
     monkeypatch.setattr(trackers.WeightsAndBiases, "package", "surely_not_installed")
     run = train("--data_dir", "nowhere", "--trackers", "tensorboard,wandb")
     assert run.exit_code == 2
-    assert (
-        run.err == "error: --trackers wandb needs the package surely_not_installed: pip install surely_not_installed\n"
+    assert run.err == (
+        "error: --trackers wandb needs the package surely_not_installed: pip install surely_not_installed, or train with "
+        "--trackers none, which leaves training_log.jsonl\n"
     )
     with pytest.raises(InputError, match="pip install"):
         check_trackers(["wandb"])

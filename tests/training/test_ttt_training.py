@@ -12,6 +12,8 @@ from torch import Tensor
 from lact_asr.inference.ttt.objectives import suta_objective
 from lact_asr.inference.ttt.settings import TTTSettings
 from lact_asr.inference.ttt_procedure import TestTimeTrainer
+from lact_asr.training.arguments import parse_arguments
+from lact_asr.training.model_setup import make_config
 from lact_asr.training.training_losses import TrainingLosses
 from lact_asr.ttt_names import OPTIMIZERS
 from lact_asr.ttt_parameters import select_parameters
@@ -247,8 +249,19 @@ def test_joint_training_of_any_loss(train):
 
 
 @pytest.mark.parametrize(
+    ("flags", "has_head"), [((), True), (("--ttt_training", "none"), False)], ids=["as configured", "none"]
+)
+def test_none_switches_off_what_the_configuration_sets(tmp_path, write_config, flags, has_head):
+    needed = ("--config_path", write_config(tmp_path, enable_ttt=True), "--data_dir", "d", "--output_dir", "o")
+    config = make_config(parse_arguments([*map(str, needed), *flags]))
+    assert config.enable_ttt == has_head
+    assert config.ttt_training == ("joint" if has_head else "none")
+
+
+@pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (("--ttt_training", "none", "--enable_ttt"), "leave one of them out"),
         (("--ttt_training", "meta", "--ttt_steps", "0"), "Meta-training needs --ttt_steps of 1 or more"),
         (("--ttt_training", "meta", "--ttt_mask_prob", "1.5"), "share of frames to mask"),
         (("--ttt_training", "joint", "--ttt_outer_loss", "clean_view"), "--ttt_training meta, and needs it"),

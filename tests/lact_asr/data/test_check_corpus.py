@@ -1,11 +1,15 @@
 """The corpus check: every kind of trouble is found and named once, sound corpora pass, and the report is whole."""
 
 import json
+import multiprocessing
+import os
+import signal
 
 import numpy as np
 import pytest
 import soundfile
 
+from lact_asr.data import corpus_checks
 from lact_asr.data.check_corpus import main
 from lact_asr.data.corpora import list_corpus
 from lact_asr.data.corpus_checks import check_subsets
@@ -103,6 +107,24 @@ def test_every_kind_of_error_is_found_and_named(corpus, check, capsys):
     out = capsys.readouterr().out
     assert "error: 2 × unreadable audio file\n" in out
     assert out.count("truncated") == 1
+
+
+@pytest.mark.skipif(multiprocessing.get_start_method() != "fork", reason="workers must inherit what the test replaces")
+def test_recordings_that_kill_their_worker_are_found_and_the_others_are_read(corpus, check, monkeypatch):
+    corpus(*["FINE"] * 6)
+    read_cut = corpus_checks.read_cut
+
+    def read_or_die(cut):
+        if cut.id in ("1-1-0001", "1-1-0004"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return read_cut(cut)
+
+    monkeypatch.setattr(corpus_checks, "read_cut", read_or_die)
+    monkeypatch.setattr(corpus_checks, "_CUTS_PER_TASK", 2)
+    exit_code, report = check()
+    assert exit_code == 1
+    assert found(report, "error") == {"unreadable audio file": ["1-1-0001", "1-1-0004"]}
+    assert report["subsets"]["train"]["readable"] == 4
 
 
 def test_what_is_odd_but_usable_is_a_warning(corpus, check, capsys):
