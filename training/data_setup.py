@@ -132,21 +132,16 @@ def make_training_loader(
         seed=arguments.seed,
         num_buckets=arguments.num_buckets,
         crop_samples=crop_samples(arguments),
-        max_batch_seconds=_max_batch_seconds(arguments),
+        max_batch_seconds=arguments.max_batch_duration,
         weights=corpus.weights,
         num_workers=arguments.num_workers,
         transform=augmentation,
+        speeds=augmentation,
         clean_transform=augmentation.without_noise if clean_views else None,
         cache_bytes=int(arguments.cache_gigabytes * 1e9),
         world_size=accelerator.num_processes,
         rank=accelerator.process_index,
     )
-
-
-def _max_batch_seconds(arguments: argparse.Namespace) -> float | None:
-    """``--max_batch_duration``, less what the slowest speed adds to recordings after batches were planned."""
-    seconds = arguments.max_batch_duration
-    return None if seconds is None else seconds * min(1.0, *arguments.speed_factors)
 
 
 def _augmentation(arguments: argparse.Namespace) -> WaveformAugmentation | None:

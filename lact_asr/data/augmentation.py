@@ -58,6 +58,10 @@ class WaveformAugmentation:
             samples = self.mixer(samples, key)
         return samples
 
+    def speed(self, key: str) -> float:
+        """The speed that a call gives this utterance, for who plans batches by what they will last."""
+        return self._draw_speed(self._generator(key))
+
     def without_noise(self, samples: np.ndarray, key: str) -> np.ndarray:
         """The same utterance at the same speed in the same room before noise was added: as a call, and equally long."""
         return self._before_noise(samples, self._generator(key))
@@ -66,8 +70,11 @@ class WaveformAugmentation:
         digest = hashlib.blake2b(f"{self.seed}/{key}".encode(), digest_size=8).digest()
         return np.random.default_rng(int.from_bytes(digest, "little"))
 
+    def _draw_speed(self, rng: np.random.Generator) -> float:
+        return float(rng.choice(self.speed_factors))
+
     def _before_noise(self, samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        samples = change_speed(samples, float(rng.choice(self.speed_factors)))
+        samples = change_speed(samples, self._draw_speed(rng))
         if self.impulse_responses and rng.random() < self.rir_prob:
             samples = reverberate(samples, self.impulse_responses[int(rng.integers(len(self.impulse_responses)))])
         return samples

@@ -13,7 +13,7 @@ from bisect import bisect_left
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from lhotse import MonoCut
 from lhotse.dataset.sampling import DynamicBucketingSampler
@@ -33,6 +33,20 @@ class Draw(NamedTuple):
 
     index: int
     times_before: int
+
+
+def draw_key(cut: MonoCut, draw: Draw) -> str:
+    """What augmentation is seeded by: the utterance's id, with ``#N`` where it was drawn N times before."""
+    return f"{cut.id}#{draw.times_before}" if draw.times_before else cut.id
+
+
+class Speeds(Protocol):
+    """What changes the speed of utterances: `lact_asr.data.augmentation.WaveformAugmentation`."""
+
+    speed_factors: Sequence[float]
+
+    def speed(self, key: str) -> float:
+        """Of one utterance, by its `draw_key`."""
 
 
 @dataclass
@@ -58,6 +72,7 @@ class BatchPlan:
             utterance of that weight once, with 2 each epoch draws it twice.
         shards: the file that holds each utterance, None where it is a file by itself. Utterances of a shard are drawn
             near each other, so that the shards are read one after the other.
+        speeds: how fast each utterance will be played, so that batches are of what will be as long; None: as recorded.
     """
 
     def __init__(
@@ -70,9 +85,11 @@ class BatchPlan:
         max_batch_seconds: float | None = None,
         weights: Sequence[float] | None = None,
         shards: Sequence[Hashable | None] | None = None,
+        speeds: Speeds | None = None,
     ) -> None:
         self.cuts, self.shuffle, self.seed = cuts, shuffle, seed
         self.batch_size, self.max_batch_seconds = batch_size, max_batch_seconds
+        self.speeds = speeds if speeds is not None and set(speeds.speed_factors) != {1.0} else None
         self.shards = [None] * len(cuts) if shards is None else shards
         self._by_weight: dict[float, list[int]] = {}
         for index, weight in enumerate([1.0] * len(cuts) if weights is None else weights):
@@ -80,7 +97,8 @@ class BatchPlan:
         mean_seconds = sum(cut.duration for cut in cuts) / len(cuts)
         num_buckets = min(num_buckets, len(cuts) // (_MIN_BATCHES_PER_BUCKET * self._size_for(mean_seconds)))
         starts = estimate_duration_buckets(cuts, num_buckets) if num_buckets > 1 else []
-        self._bucket_ends = [*starts, max(cut.duration for cut in cuts)]
+        slowest = 1.0 if self.speeds is None else min(1.0, *self.speeds.speed_factors)
+        self._bucket_ends = [*starts, max(cut.duration for cut in cuts) / slowest]
         self._drawn: tuple[int, list[list[Draw]]] | None = None
 
     def batches(self, epoch: int = 0) -> list[list[Draw]]:
@@ -111,13 +129,19 @@ class BatchPlan:
         """Equal for plans with equal batches: of utterances, weights and all settings."""
         facts = (
             [(cut.id, cut_samples(cut)) for cut in self.cuts], sorted(self._by_weight.items()), self.batch_size,
-            self.max_batch_seconds, self._bucket_ends, self.seed, self.shuffle, [str(shard) for shard in self.shards],
+            self.max_batch_seconds, self._bucket_ends, self.speeds and tuple(self.speeds.speed_factors), self.seed, self.shuffle, [str(shard) for shard in self.shards],
         )  # fmt: skip
         return hashlib.sha256(repr(facts).encode()).hexdigest()
 
     def sample_lengths(self, epoch: int = 0) -> list[list[int]]:
         """Samples at 16 kHz of every row of every batch, without reading any audio."""
-        return [[cut_samples(self.cuts[draw.index]) for draw in batch] for batch in self.batches(epoch)]
+        return [
+            [round(cut_samples(self.cuts[draw.index]) / self._speed(draw)) for draw in batch]
+            for batch in self.batches(epoch)
+        ]
+
+    def _speed(self, draw: Draw) -> float:
+        return 1.0 if self.speeds is None else self.speeds.speed(draw_key(self.cuts[draw.index], draw))
 
     def _size_for(self, longest_seconds: float) -> int:
         """Utterances in a full batch whose longest lasts so many seconds."""
@@ -129,7 +153,7 @@ class BatchPlan:
     def _candidates(self, epoch: int) -> list[_Candidate]:
         """What an epoch draws."""
         drawn = (draw for weight, members in self._by_weight.items() for draw in self._draws(members, weight, epoch))
-        return [_Candidate(draw, self.cuts[draw.index].duration) for draw in drawn]
+        return [_Candidate(draw, self.cuts[draw.index].duration / self._speed(draw)) for draw in drawn]
 
     def _draws(self, members: list[int], weight: float, epoch: int) -> Iterator[Draw]:
         """The epoch's part of an endless sequence of permutations of utterances of one weight."""

@@ -22,7 +22,7 @@ from lhotse.utils import fastcopy
 from torch.utils.data import DataLoader, Dataset
 
 from lact_asr.audio import SAMPLE_RATE_HZ
-from lact_asr.data.batch_plan import DEFAULT_NUM_BUCKETS, BatchPlan, Draw, padding_fraction
+from lact_asr.data.batch_plan import DEFAULT_NUM_BUCKETS, BatchPlan, Draw, Speeds, draw_key, padding_fraction
 from lact_asr.data.corpora import Problem, cut_samples, read_cut, shard_of, transcript
 from lact_asr.errors import InputError
 
@@ -49,6 +49,7 @@ def make_dataloader(
     num_workers: int = 0,
     transform: Transform | None = None,
     clean_transform: Transform | None = None,
+    speeds: Speeds | None = None,
     cache_bytes: int = 0,
     world_size: int = 1,
     rank: int = 0,
@@ -67,10 +68,10 @@ def make_dataloader(
             transcript stays whole and the labels of what remains are at its start.
         num_workers: processes that read; 0 reads in this one. Results do not depend on it.
         transform: called as ``transform(samples, key)`` on float32 [samples] at 16 kHz before normalisation; it may
-            change the length a little (padding is then planned from the original lengths). The key is the utterance id,
-            with ``#N`` added where it was drawn N times before: a transform seeded by it is reproducible and yet differs
-            between epochs.
+            change the length. The key is `lact_asr.data.batch_plan.draw_key`: a transform seeded by it is reproducible and
+            yet differs between epochs.
         clean_transform: called as `transform`, in its place, for the clean view; must give equally many samples.
+        speeds: of `transform`, if it changes them; see `BatchPlan`.
         cache_bytes: memory for decoded recordings (float32, so that results are exact), shared by the workers.
         world_size, rank: of the processes that share an epoch; each takes whole batches, every `world_size`-th. In
             training all take equally many steps; in evaluation ranks may differ by a batch.
@@ -83,7 +84,7 @@ def make_dataloader(
         raise InputError(f"cannot make batches of {batch_size} from {len(cuts)} utterances: both must be at least 1")
     cache = WaveformCache([cut_samples(cut) for cut in cuts], cache_bytes) if cache_bytes else None
     shards = [shard_of(cut) for cut in cuts]
-    plan = BatchPlan(cuts, batch_size, shuffle, seed, num_buckets, max_batch_seconds, weights, shards)
+    plan = BatchPlan(cuts, batch_size, shuffle, seed, num_buckets, max_batch_seconds, weights, shards, speeds)
     dataset = SpeechDataset(cuts, processor, transform, cache, clean_transform)
     return SpeechDataLoader(dataset, plan, num_workers, world_size, rank)
 
@@ -148,15 +149,15 @@ class SpeechDataset(Dataset):
     def __getitem__(self, draws: Sequence[Draw]) -> tuple[Batch | None, list[Problem]]:
         """Read and pad one batch; None if none of its recordings can be read."""
         waveforms, keys, cuts, problems = [], [], [], []
-        for index, times_before in draws:
-            cut = self.cuts[index]
+        for draw in draws:
+            cut = self.cuts[draw.index]
             try:
-                samples = self._read(index)
+                samples = self._read(draw.index)
             except InputError as error:
                 problems.append(Problem(cut.id, str(error), "unreadable audio file"))
                 continue
             waveforms.append(samples)
-            keys.append(f"{cut.id}#{times_before}" if times_before else cut.id)
+            keys.append(draw_key(cut, draw))
             cuts.append(cut)
         return (self._collate(waveforms, keys, cuts) if cuts else None), problems
 

@@ -9,8 +9,10 @@ from lhotse import MonoCut, Recording, SupervisionSegment
 from lhotse.audio import AudioSource
 
 from lact_asr.data import batch_plan
-from lact_asr.data.batch_plan import BatchPlan, padding_fraction
+from lact_asr.data.augmentation import WaveformAugmentation
+from lact_asr.data.batch_plan import BatchPlan, Draw, draw_key, padding_fraction
 from lact_asr.data.batching import SpeechDataLoader
+from lact_asr.data.corpora import cut_samples
 
 # Durations of LibriSpeech's training subsets: utterances (its README), and their quantiles in seconds as icefall lists
 # them (egs/librispeech/ASR/local/display_manifest_statistics.py). icefall's include copies at 0.9 and 1.1 times the
@@ -73,6 +75,21 @@ def test_librispeech_is_padded_by_less_than_a_twentieth(librispeech_cuts, limits
         assert np.mean(padded_seconds) > 0.9 * 240
     unbucketed = BatchPlan(librispeech_cuts, shuffle=True, num_buckets=1, **limits)
     assert padding_fraction(unbucketed.sample_lengths()) > 0.15
+
+
+def test_speed_perturbation_pads_no_more(librispeech_cuts):
+    """Batches are of what will be equally long, which only the audio as it is read can tell."""
+    augmentation = WaveformAugmentation((0.9, 1.0, 1.1), seed=3)
+    plan = BatchPlan(librispeech_cuts, 32, shuffle=True, max_batch_seconds=200.0, speeds=augmentation)
+
+    def samples_heard(draw: Draw) -> int:
+        cut = librispeech_cuts[draw.index]
+        return len(augmentation(np.zeros(cut_samples(cut), np.float32), draw_key(cut, draw)))
+
+    heard = [[samples_heard(draw) for draw in batch] for batch in plan.batches()[:40]]
+    assert padding_fraction(heard) < 0.05
+    assert padding_fraction(heard) == pytest.approx(padding_fraction(plan.sample_lengths()[:40]), abs=1e-4)
+    assert max(max(lengths) * len(lengths) for lengths in heard) <= 200.01 * 16_000
 
 
 @pytest.mark.parametrize("batch_size", [8, 16])
