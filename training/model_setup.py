@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
 
 from lact_asr.checkpoint import load_checkpoint
 from lact_asr.configuration_hybrid_asr import HybridASRConfig
 from lact_asr.errors import InputError
+from lact_asr.front_end_architecture import front_end_values
 from lact_asr.inference.ttt.settings import TTTSettings
 from lact_asr.modeling_hybrid_asr import HybridASRForCTC
 from lact_asr.pretrained_front_end import front_end_config_from_pretrained
@@ -32,8 +37,12 @@ OVERRIDES = (
 )
 
 
-def make_config(arguments: argparse.Namespace) -> HybridASRConfig:
+def make_config(arguments: argparse.Namespace, resume_from: Sequence[Path] = ()) -> HybridASRConfig:
     """The configuration file with the command line's overrides, and with the shape of the pretrained front end if any.
+
+    Args:
+        arguments: of `lact_asr.training.arguments`.
+        resume_from: the run's checkpoints: the configuration beside them knows that shape, whatever became of the front end's source.
 
     Raises:
         InputError: an unknown key or impossible value, or a front end that cannot be loaded.
@@ -57,9 +66,21 @@ def make_config(arguments: argparse.Namespace) -> HybridASRConfig:
     if config.freeze_encoder and not config.use_wav2vec2_encoder and arguments.init_checkpoint is None:
         raise InputError("freeze_encoder would freeze random weights: give --wav2vec2_model_name or --init_checkpoint.")
     if config.use_wav2vec2_encoder and arguments.init_checkpoint is None:
-        for key, value in front_end_config_from_pretrained(config.wav2vec2_model_name).items():
+        shape = _shape_in_the_run(resume_from) or front_end_config_from_pretrained(config.wav2vec2_model_name)
+        for key, value in shape.items():
             setattr(config, key, value)
     return config
+
+
+def _shape_in_the_run(checkpoints: Sequence[Path]) -> dict | None:
+    """The front end's keys in the configuration beside a run's checkpoints, if there is one."""
+    if not checkpoints or not (path := checkpoints[0].with_name("config.json")).is_file():
+        return None
+    try:
+        values = SimpleNamespace(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {error}.") from None
+    return front_end_values(values, source=str(path))
 
 
 def _prepare_for_ttt(config: HybridASRConfig) -> None:
@@ -96,15 +117,18 @@ def _check_outer_loss(config: HybridASRConfig, arguments: argparse.Namespace) ->
 
 
 def make_model(
-    config: HybridASRConfig, processor: HybridASRProcessor, arguments: argparse.Namespace
+    config: HybridASRConfig, processor: HybridASRProcessor, arguments: argparse.Namespace, resumed: bool = False
 ) -> HybridASRForCTC:
-    """A model with random weights, with a pretrained front end, or with all weights of ``--init_checkpoint``."""
+    """A model with random weights, with a pretrained front end, or with all weights of ``--init_checkpoint``.
+
+    A resumed run has its weights in its checkpoint, and needs no source of earlier ones any more.
+    """
     config.ctc_vocab_size = len(processor.vocabulary)
     config.ctc_blank_id = processor.tokenizer.pad_token_id
     model = HybridASRForCTC(config)
-    if arguments.init_checkpoint is not None:
+    if arguments.init_checkpoint is not None and not resumed:
         _take_weights(model, processor, arguments.init_checkpoint)
-    elif config.use_wav2vec2_encoder:
+    elif config.use_wav2vec2_encoder and not resumed:
         model.front_end.load_pretrained(config.wav2vec2_model_name)
     if arguments.ttt_rates_only:
         _leave_only_rates_to_learn(model, arguments)

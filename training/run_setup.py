@@ -97,12 +97,12 @@ def make_trainer(arguments: argparse.Namespace, accelerator: Accelerator, resume
     Nothing is written before all of the input has been found usable.
     """
     check_trackers(arguments.trackers)
-    config = make_config(arguments)
+    config = make_config(arguments, resume_from)
     _check_combinations(arguments, accelerator, config)
     download_missing(arguments, accelerator)
     corpora = load_training_corpora(arguments)
     processor = choose_processor(arguments, corpora, config.do_normalize)
-    model = make_model(config, processor, arguments)
+    model = make_model(config, processor, arguments, resumed=bool(resume_from))
     training_corpus = join_training_corpora(corpora, arguments, processor, model.frame_lengths)
     validation_corpus, validation_batches = make_evaluation_loader(
         arguments.data_dir, arguments.val_subset, arguments, processor

@@ -1,5 +1,7 @@
 """What a run starts from: a pretrained front end, frozen or not, or all weights of another checkpoint."""
 
+import shutil
+
 import pytest
 import torch
 from transformers import Wav2Vec2Config, Wav2Vec2Model
@@ -67,6 +69,18 @@ def test_init_checkpoint_gives_all_weights_and_a_new_run(train, finished_run):
         torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-9)
     validation = run.events("validation")[0]
     assert (validation["wer"], validation["cer"]) == tuple(finished_run.best().notes[key] for key in ("wer", "cer"))
+
+
+@pytest.mark.parametrize("flag", ["--init_checkpoint", "--wav2vec2_model_name"])
+def test_a_resumed_run_needs_its_starting_point_no_more(train, finished_run, wav2vec2_folder, tmp_path, flag):
+    """The same command line goes on after a cleaned scratch disk, or where the hub cannot be reached."""
+    source = finished_run.folder / "best_model.pt" if flag == "--init_checkpoint" else wav2vec2_folder
+    start = tmp_path / "start"
+    shutil.copytree(source, start) if source.is_dir() else shutil.copy(source, start)
+    train(flag, start, "--max_steps", 1)
+    shutil.rmtree(start) if start.is_dir() else start.unlink()
+    run = train(flag, start, "--max_steps", 2, "--resume_from_checkpoint", "auto")
+    assert run.state()["progress"]["step"] == 2
 
 
 def test_init_checkpoint_without_the_ttt_head_serves_a_run_with_it(train):

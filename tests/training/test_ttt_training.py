@@ -219,7 +219,9 @@ def test_rates_alone_may_learn(train, finished_run):
     assert "--ttt_rates_only needs --ttt_training meta and the --init_checkpoint" in refused.err
 
 
-def test_word_errors_may_be_the_outer_loss(make_losses, batch):
+def test_word_errors_may_be_the_outer_loss(make_losses, batch, monkeypatch):
+    # Enough draws to differ in their errors on every processor: they are not the same everywhere.
+    monkeypatch.setattr("lact_asr.training.word_error_loss.HYPOTHESES", 200)
     losses = make_losses(ttt_outer_loss="word_errors")
     losses.delimiter_id = 6
     torch.manual_seed(0)
