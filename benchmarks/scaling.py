@@ -5,9 +5,10 @@
     python -m benchmarks.scaling … --docs docs/scaling.md                # and writes them there, between the marks
 
 A step takes as long as its operations at the GPU's matmul rate times a utilisation, and the sum of gradients over GPUs takes as long as
-its bytes over the links: hidden behind the backward pass at best, after it at worst. The range of utilisations is assumed until
-`python -m benchmarks.training` has measured the paper-size model on a GPU and --measured names its file; measured points of CPUs are
-shown and say nothing about GPUs. Beside the document, all numbers go to scaling/predictions.json.
+its bytes over the links: hidden behind the backward pass at best, after it at worst. The utilisation is carried over from a fit to the
+measured points (`benchmarks.cost_fit`), up and down by its largest error, until `python -m benchmarks.training` has measured the paper-size
+model on a GPU and --measured names its file; without measured points it is assumed. Beside the document, all numbers go to
+scaling/predictions.json.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.cost_fit import CostFit, fit_costs
 from lact_asr.atomic_files import write_json, write_text
 from lact_asr.errors import InputError, exit_on_input_error
 from lact_asr.sample_rate import SAMPLE_RATE_HZ
@@ -82,6 +84,7 @@ class Assumptions:
         utterances: a batch of each GPU.
         matmul_flops_per_second: of a large bfloat16 product on an H200.
         utilisation: lowest and highest share of it that a step reaches.
+        copy_bytes_per_second: read and written in the GPU's memory.
         link_bytes_per_second: that a GPU's all-reduce reaches within a machine (NVLink), and between machines.
         loader_speed: seconds of audio that a CPU core decodes in a second.
         gpu_bytes: memory of an H200.
@@ -95,6 +98,7 @@ class Assumptions:
     utterances: int = 16
     matmul_flops_per_second: float = 790e12
     utilisation: tuple[float, float] = (0.2, 0.4)
+    copy_bytes_per_second: float = 4.3e12
     link_bytes_per_second: tuple[float, float] = (300e9, 40e9)
     loader_speed: float = 300.0
     gpu_bytes: float = 141e9
@@ -207,6 +211,19 @@ def with_measured_rates(assumed: Assumptions, measured: dict) -> Assumptions:
     )
 
 
+def with_fitted_utilisation(assumed: Assumptions, model: Model, fit: CostFit) -> Assumptions:
+    """What the fit says of a batch on the GPU, in place of an assumed utilisation; the memory is that of Triton's path and of the states."""
+    activations = assumed.utterances * model.activations[0].bytes_of(assumed.utterance_seconds)
+    flops, rate = assumed.utterances * model.flops, assumed.matmul_flops_per_second
+    seconds = fit.seconds(flops, activations + STATE_BYTES * model.parameters, rate, assumed.copy_bytes_per_second)
+    share = flops / seconds / rate
+    return dataclasses.replace(
+        assumed,
+        utilisation=(share / (1 + fit.largest_error), min(1.0, share * (1 + fit.largest_error))),
+        source="the rate is assumed, the share carried over from the fit below",
+    )
+
+
 def tables(content: dict) -> Iterator[str]:
     """Markdown lines of ``predictions.json``."""
     model, assumed = read_model(content["model"]), Assumptions(**content["assumptions"])
@@ -230,9 +247,21 @@ def tables(content: dict) -> Iterator[str]:
     )
     yield ""
     yield from _memory_table(model, assumed, max(row["ddp_bytes"] for row in content["predictions"]))
+    if content.get("fit"):
+        yield ""
+        yield _fit_line(CostFit(**content["fit"]), assumed)
     for measured in content["measured"]:
         yield ""
         yield from _measured_table(measured)
+
+
+def _fit_line(fit: CostFit, assumed: Assumptions) -> str:
+    return (
+        f"**Fitted** to the {fit.points} steps measured below: a step takes {fit.operations:.2f} times its operations at the matmul rate and "
+        f"{fit.passes:.1f} passes over its peak memory at the copy rate ({fit.median_error:.0%} off in the median, {fit.largest_error:.0%} at most). "
+        f"Carried over to a GPU with {assumed.matmul_flops_per_second / 1e12:.0f} TFLOP/s and {assumed.copy_bytes_per_second / 1e12:.1f} TB/s, "
+        "by its largest error up and down, unless a GPU was measured."
+    )
 
 
 def read_model(content: dict) -> Model:
@@ -317,10 +346,14 @@ def main(argv: list[str] | None = None) -> int:
     for content in measured:
         assumed = with_measured_rates(assumed, content)
     model = count_model(args.config_path, assumed.utterance_seconds)
+    fit = fit_costs(measured)
+    if fit is not None and assumed.utilisation == Assumptions().utilisation:
+        assumed = with_fitted_utilisation(assumed, model, fit)
     content = {
         "model": asdict(model),
         "assumptions": asdict(assumed),
         "predictions": [asdict(predict(model, assumed, gpus)) for gpus in GPU_COUNTS],
+        "fit": None if fit is None else asdict(fit),
         "measured": measured,
     }
     lines = list(tables(json.loads(json.dumps(content))))
@@ -336,7 +369,7 @@ def main(argv: list[str] | None = None) -> int:
 def _read_measured(path: Path) -> dict:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        return {
+        return {"copy_bytes_per_second": content.get("copy_bytes_per_second")} | {
             name: content[name]
             for name in (
                 "device",

@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from benchmarks.timing import environment, first_line, matmul_flops_per_second
+from benchmarks.timing import copy_bytes_per_second, environment, first_line, matmul_flops_per_second
 from benchmarks.training_batches import Batch, corpus_batches, synthetic_batches
 from benchmarks.training_systems import OURS, PARTS, PEER, Clock, Laps, System, build_system, our_config
 from lact_asr.atomic_files import write_csv, write_json
@@ -260,6 +260,7 @@ def main(argv: list[str] | None = None) -> int:
         "command": " ".join(["python -m benchmarks.training", *(sys.argv[1:] if argv is None else argv)]),
         "threads": torch.get_num_threads(),
         "matmul_flops_per_second": matmul_rate,
+        "copy_bytes_per_second": copy_bytes_per_second(device),
         "utterances": args.utterances,
         "seconds": args.seconds,
         "data": "noise bursts" if args.data_dir is None else str(args.subset),

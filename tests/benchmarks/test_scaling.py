@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.cost_fit import CostFit
 from benchmarks.scaling import (
     BEGIN,
     END,
@@ -20,6 +21,7 @@ from benchmarks.scaling import (
     read_model,
     replaced_block,
     tables,
+    with_fitted_utilisation,
     with_measured_rates,
 )
 
@@ -70,6 +72,14 @@ def test_a_gpus_measured_rates_replace_assumed_ones_and_a_cpus_do_not():
     assert known.utilisation == (0.3, 0.3)
     assert known.matmul_flops_per_second == 2e13
     assert "measured on one NVIDIA H200" in known.source
+
+
+def test_a_fit_to_cpus_gives_the_share_of_the_gpus_rate_with_its_error():
+    fit = CostFit(operations=2.0, passes=3.0, points=4, median_error=0.1, largest_error=0.25)
+    carried = with_fitted_utilisation(replace(ASSUMED, copy_bytes_per_second=1e10), MODEL, fit)
+    # 4e12 operations at 1e13 a second, twice: 0.8 s; 4 utterances of 2 GB and 16 MB of states, three times at 1e10: 2.4048 s
+    share = 0.4 / (0.8 + 2.4048)
+    assert carried.utilisation == (pytest.approx(share / 1.25), pytest.approx(share * 1.25))
 
 
 def test_a_document_is_written_between_its_marks(tmp_path, monkeypatch, capsys):
