@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import pickle
@@ -65,6 +66,12 @@ def _flush_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
+# What a sound file can give at the moment, unlike EINVAL, which PyTorch gets of a truncated one.
+_FILE_SYSTEM_FAILURES = frozenset(
+    {errno.EIO, errno.ESTALE, errno.EACCES, errno.EPERM, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.ENOMEM}
+)
+
+
 class FileNotReadNow(InputError):
     """The file system failed; the file itself may be sound."""
 
@@ -89,7 +96,7 @@ def load_torch_file(path: Path) -> object:
             ) from None
         raise InputError(f"{path} is not a checkpoint, or it is damaged.") from None
     except OSError as error:
-        if error.errno is not None:  # the system's word; of a damaged file PyTorch says something without one
+        if error.errno in _FILE_SYSTEM_FAILURES:
             raise FileNotReadNow(
                 f"{path} could not be read ({error.strerror}): try again, or move it away if that does not help."
             ) from None
