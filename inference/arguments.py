@@ -199,7 +199,8 @@ def _add_ttt(group: argparse._ArgumentGroup) -> None:
         "--ttt_loss_type",
         default=None,
         metavar="[WEIGHT*]LOSS[+…]",
-        help="a loss or a weighted sum, as masked_prediction+0.3*entropy (default: the model's). "
+        help="a loss or a weighted sum, as masked_prediction+0.3*entropy (default: the model's; entropy where that "
+        "needs a masked-prediction head and the model has none). "
         + "; ".join(f"{name}: {meaning}" for name, meaning in LOSSES.items()),
     )
     group.add_argument("--ttt_steps", type=int, default=None, help="optimiser steps (default: the model's)")

@@ -27,7 +27,13 @@ def main(argv: list[str] | None = None) -> int:
     # Imported after parsing: --help and mistyped flags answer at once.
     from lact_asr.checkpoint import load_checkpoint
     from lact_asr.inference.evaluation import evaluate
-    from lact_asr.inference.inference_setup import decoding_pool, fill_in_defaults, list_utterances, make_recogniser
+    from lact_asr.inference.inference_setup import (
+        decoding_pool,
+        describe_default_loss,
+        fill_in_defaults,
+        list_utterances,
+        make_recogniser,
+    )
     from lact_asr.inference.long_audio.long_recordings import Cutting, PiecewiseRecogniser
 
     utterances, corpus = list_utterances(arguments)
@@ -38,6 +44,7 @@ def main(argv: list[str] | None = None) -> int:
         utterances = [_read_now(utterances[0])]
     checkpoint = load_checkpoint(arguments.checkpoint)
     path = _results_path(arguments)
+    notes = describe_default_loss(arguments, checkpoint.model.config)
     arguments = fill_in_defaults(arguments, checkpoint.model.config)
     recogniser = make_recogniser(arguments, checkpoint)
     cutting = Cutting(arguments.segment_seconds, arguments.pause_seconds, arguments.voice_activity)
@@ -57,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
     paths = [] if path is None else [path]
     if arguments.output_format is not None and arguments.output not in (None, path):
         paths += write_transcripts(timed_transcripts(results), arguments.output_format, arguments.output)
-    _report_run(results, arguments, recogniser.refusals, paths)
+    _report_run(results, arguments, recogniser.refusals, paths, notes)
     return 0
 
 
@@ -123,12 +130,16 @@ def _report_results(results: list[UtteranceResult], corpus: Corpus | None, argum
 
 
 def _report_run(
-    results: list[UtteranceResult], arguments: argparse.Namespace, refusals: dict[str, int], paths: list[Path]
+    results: list[UtteranceResult],
+    arguments: argparse.Namespace,
+    refusals: dict[str, int],
+    paths: list[Path],
+    notes: list[str],
 ) -> None:
     """On stderr, so that stdout holds results alone: how they came about and where they are."""
     from lact_asr.inference.inference_setup import describe_recogniser
 
-    lines = [describe_recogniser(arguments)]
+    lines = [describe_recogniser(arguments), *notes]
     if silent := sum(result.hypothesis == "" for result in results):
         lines.append(f"No speech was recognised in {silent} of {len(results)} recordings.")
     for reason, count in refusals.items():

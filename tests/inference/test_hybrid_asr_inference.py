@@ -322,6 +322,18 @@ def test_ttt_defaults_come_from_the_model(transcribe, saved_checkpoint, audio, t
     assert len(outputs) == 4
 
 
+def test_a_model_without_the_head_takes_entropy(transcribe, speaking_model, saved_checkpoint, audio, tmp_path):
+    save_checkpoint(tmp_path / "plain.pt", speaking_model(enable_ttt=False), build_vocabulary())
+    flags = ["--audio_file", audio.write(tmp_path / "a.wav"), "--greedy", "--use_ttt"]
+    bare = transcribe("--checkpoint", tmp_path / "plain.pt", *flags)
+    assert bare.code == 0, bare.err
+    assert "TTT: entropy, 1 step of adamw at 0.002 on norms,front_end, 1 layer frozen" in bare.err
+    assert bare.err.count("takes the TTT loss entropy, as it has no masked-prediction head.") == 1
+    named = transcribe("--checkpoint", tmp_path / "plain.pt", *flags, "--ttt_loss_type", "entropy")
+    assert (named.out, "takes the TTT loss" in named.err) == (bare.out, False)
+    assert "takes the TTT loss masked_prediction, which" in transcribe("--checkpoint", saved_checkpoint, *flags).err
+
+
 def test_refusals_and_silence_are_reported(transcribe, saved_checkpoint, audio, tmp_path):
     paths = [audio.write(tmp_path / f"{number}.wav", 0.1 if number else 0.7) for number in range(3)]
     flags = ["--checkpoint", saved_checkpoint, "--greedy", "--audio_file", *paths]
