@@ -13,6 +13,7 @@ from lact_asr.inference.transcript_formats.formats import (
     FORMATS_HELP,
     check_destination,
     choose_format,
+    refuse_to_overwrite,
     timed_transcripts,
     write_transcripts,
 )
@@ -24,6 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _parse(argv)
     from lact_asr.inference.results.results_file import read_results
 
+    refuse_to_overwrite(arguments.output, [arguments.results])
     transcripts = timed_transcripts(read_results(arguments.results))
     if not transcripts:
         raise InputError(f"There is no transcript in {arguments.results}.")

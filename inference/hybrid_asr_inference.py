@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING
 
 from lact_asr.errors import InputError, exit_on_input_error
 from lact_asr.inference.arguments import ignored_flags, parse_arguments
-from lact_asr.inference.transcript_formats.formats import check_destination, timed_transcripts, write_transcripts
+from lact_asr.inference.transcript_formats.formats import (
+    check_destination,
+    refuse_to_overwrite,
+    timed_transcripts,
+    write_transcripts,
+)
 
 if TYPE_CHECKING:
     from lact_asr.data.corpora import Corpus
@@ -37,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     from lact_asr.inference.long_audio.long_recordings import Cutting, PiecewiseRecogniser
 
     utterances, corpus = list_utterances(arguments)
-    _refuse_to_overwrite_input(arguments)
+    refuse_to_overwrite(arguments.output, [*(arguments.audio_file or ()), arguments.checkpoint, arguments.lm_path])
     if arguments.output_format is not None:
         check_destination(arguments.output_format, arguments.output, [utterance.id for utterance in utterances])
     if len(utterances) == 1:
@@ -66,14 +71,6 @@ def main(argv: list[str] | None = None) -> int:
         paths += write_transcripts(timed_transcripts(results), arguments.output_format, arguments.output)
     _report_run(results, arguments, recogniser.refusals, paths, notes)
     return 0
-
-
-def _refuse_to_overwrite_input(arguments: argparse.Namespace) -> None:
-    if arguments.output is None:
-        return
-    inputs = [*(arguments.audio_file or ()), arguments.checkpoint, arguments.lm_path]
-    if any(Path(path).resolve() == arguments.output.resolve() for path in inputs if Path(path).is_file()):
-        raise InputError(f"--output {arguments.output} is also read: choose another file.")
 
 
 def _results_writer(path: Path | None, arguments: argparse.Namespace) -> AbstractContextManager[ResultsWriter | None]:

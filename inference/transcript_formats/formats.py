@@ -78,6 +78,14 @@ def choose_format(name: str | None, output: Path | None, default: str | None = N
     return suffixes.get(output.suffix.lower(), default)
 
 
+def refuse_to_overwrite(output: Path | None, inputs: Iterable[str | Path | None]) -> None:
+    """Raise `InputError` where what is to be written is one of the files that are read."""
+    if output is not None and any(
+        Path(path).resolve() == output.resolve() for path in inputs if path is not None and Path(path).is_file()
+    ):
+        raise InputError(f"--output {output} is also read: choose another file.")
+
+
 def check_destination(format_name: str, output: Path | None, ids: Sequence[str]) -> None:
     """Refuse, before anything is computed, what `write_transcripts` could not write.
 

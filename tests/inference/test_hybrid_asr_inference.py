@@ -454,6 +454,7 @@ def test_results_that_cannot_be_converted(transcribe, saved_checkpoint, librispe
     for arguments, reason in (
         (["--output_format", "ctm"], "has no word times; transcribe with --word_times"),
         (["--output", str(tmp_path / "x")], "Give --output_format"),
+        (["--output", str(tmp_path / "r.jsonl")], "r.jsonl is also read: choose another file"),
     ):
         assert convert(["--results", str(tmp_path / "r.jsonl"), *arguments]) == 2
         assert reason in capsys.readouterr().err
