@@ -81,7 +81,9 @@ def _results_writer(path: Path | None, arguments: argparse.Namespace) -> Abstrac
     if path is None:
         return nullcontext()
     word_times = arguments.word_times or arguments.output_format not in (None, "jsonl")
-    return ResultsWriter(path, results_settings(arguments), resume=arguments.resume, word_times=word_times)
+    overwrite = arguments.overwrite or path == arguments.output  # a name that was not given is easily another run's
+    settings = results_settings(arguments)
+    return ResultsWriter(path, settings, resume=arguments.resume, word_times=word_times, overwrite=overwrite)
 
 
 def _read_now(utterance: Utterance) -> Utterance:

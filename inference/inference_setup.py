@@ -177,7 +177,7 @@ def _decoding_values(arguments: argparse.Namespace) -> dict[str, object]:
 def results_settings(arguments: argparse.Namespace) -> dict[str, str]:
     """What decides the results: everything but where they go and on what they are computed."""
     left_out = (
-        "output", "output_format", "word_times", "resume", "device", "move_emission_to_cpu", "max_samples", "batch_size",
+        "output", "output_format", "word_times", "resume", "overwrite", "device", "move_emission_to_cpu", "max_samples", "batch_size",
         "decoding_processes",
     )  # fmt: skip
     return {key: str(value) for key, value in vars(arguments).items() if key not in left_out}

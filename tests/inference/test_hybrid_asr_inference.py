@@ -401,6 +401,32 @@ def test_resuming(transcribe, saved_checkpoint, librispeech, tmp_path):
     assert "was written with beam_size '1', not '7'" in other.err
 
 
+def test_default_results_of_other_settings_are_kept(transcribe, saved_checkpoint, librispeech, tmp_path):
+    shutil.copy(saved_checkpoint, tmp_path)
+    flags = ["--checkpoint", tmp_path / "best_model.pt", "--data_dir", librispeech, "--subset", "test-tiny", "--greedy"]
+    flags += ["--use_ttt", "--ttt_max_entropy", 1]
+    entropy, tent = ["--ttt_loss_type", "entropy"], ["--ttt_loss_type", "tent"]
+    for _ in range(2):  # the same again replaces it
+        assert transcribe(*flags, *entropy).code == 0
+    results = tmp_path / "results_test-tiny_greedy_ttt.jsonl"
+    before = results.read_bytes()
+    for other, difference in (
+        (
+            tent,
+            "(ttt_loss_type entropy, not tent, ttt_constant_updates True, not False, ttt_frozen_layers 1, not 0 and",
+        ),
+        (["--ttt_recipe", "tent"], "(another ttt_recipe, ttt_loss_type entropy, not None, "),
+        ([*entropy, "--seed", 1], "(seed 0, not 1): give --output another file, or --overwrite"),
+    ):
+        refused = transcribe(*flags, *other)
+        assert (refused.code, difference in refused.err) == (2, True), refused.err
+        assert results.read_bytes() == before
+    assert transcribe(*flags, *tent, "--output", tmp_path / "tent.jsonl").code == 0
+    assert results.read_bytes() == before
+    assert transcribe(*flags, *tent, "--overwrite").code == 0
+    assert results.read_bytes() != before
+
+
 # Other formats
 
 
