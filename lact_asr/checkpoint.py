@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import pickle
@@ -185,6 +186,7 @@ def _check_weights(config: HybridASRConfig, weights: dict, path: Path) -> None:
 
 
 def _load_folder(name_or_folder: str) -> LoadedCheckpoint:
+    importlib.import_module("lact_asr.auto")  # the tokenizer is found by the model's type, or with a warning
     try:
         model, loading = HybridASRForCTC.from_pretrained(name_or_folder, output_loading_info=True)
         processor = HybridASRProcessor.from_pretrained(name_or_folder)

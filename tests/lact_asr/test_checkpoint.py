@@ -7,6 +7,8 @@ import os
 import pickle
 import re
 import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -268,3 +270,12 @@ def test_the_hub_is_not_asked_for_mistyped_folders(tmp_path, monkeypatch, capsys
             load_checkpoint(name)
         assert capsys.readouterr().err == f"There is no folder {name} here; asking the Hugging Face hub.\n"
     assert asked == ["hybird", "someone/hybrid"]
+
+
+def test_a_folder_loads_without_warnings(model, tmp_path):
+    """In a process of its own: importing anything from lact_asr itself registers the model's type."""
+    model.save_pretrained(tmp_path)
+    HybridASRProcessor.from_vocabulary(VOCABULARY).save_pretrained(tmp_path)
+    command = "import sys; from lact_asr.checkpoint import load_checkpoint; load_checkpoint(sys.argv[1])"
+    result = subprocess.run([sys.executable, "-c", command, tmp_path], capture_output=True, text=True)
+    assert (result.returncode, "You are using a model of type" in result.stderr) == (0, False), result.stderr
