@@ -143,12 +143,21 @@ def _report_run(
         lines.append(f"No speech was recognised in {silent} of {len(results)} recordings.")
     for reason, count in refusals.items():
         left = "1 utterance as it was" if count == 1 else f"{count} utterances as they were"
-        lines.append(f"TTT left {left}: {reason}.")
+        lines.append(f"TTT left {left}: {reason}{_limit(reason, arguments)}.")
     if ignored := ignored_flags(arguments):
         lines.append(f"Without --use_ttt nothing was adapted; without effect: {', '.join(ignored)}.")
     if paths:
         lines.append(f"Results: {', '.join(map(str, paths[:3]))}{' …' * (len(paths) > 3)}")
     print("\n".join(lines), file=sys.stderr)
+
+
+def _limit(reason: str, arguments: argparse.Namespace) -> str:
+    """The flag whose value was the reason, in brackets; nothing where there is none, as of a recipe's own margin."""
+    from lact_asr.inference.ttt.safeguards import TOO_UNCERTAIN
+
+    recipe = arguments.ttt_recipe
+    limit = min(stage.entropy_limit for stage in recipe.stages) if recipe is not None else arguments.ttt_max_entropy
+    return f" (above --ttt_max_entropy {limit:g})" if reason == TOO_UNCERTAIN and limit < 1 else ""
 
 
 if __name__ == "__main__":

@@ -339,6 +339,10 @@ def test_refusals_and_silence_are_reported(transcribe, saved_checkpoint, audio, 
     flags = ["--checkpoint", saved_checkpoint, "--greedy", "--audio_file", *paths]
     adapted = transcribe(*flags, "--use_ttt")
     assert "TTT left 2 utterances as they were: the utterance is too short to mask." in adapted.err
+    uncertain = transcribe(*flags, "--use_ttt", "--ttt_loss_type", "entropy", "--ttt_max_entropy", 0.01)
+    assert "the output is too uncertain to learn from (above --ttt_max_entropy 0.01)." in uncertain.err
+    of_recipe = transcribe(*flags, "--use_ttt", "--ttt_recipe", "suta", "--ttt_max_entropy", 0.02)
+    assert "too uncertain to learn from (above --ttt_max_entropy 0.02)." in of_recipe.err
     without = transcribe(*flags, "--ttt_steps", 3, "--ttt_learning_rate", 0.1)
     assert "without effect: --ttt_steps, --ttt_learning_rate." in without.err
 
