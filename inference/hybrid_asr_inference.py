@@ -68,7 +68,9 @@ def main(argv: list[str] | None = None) -> int:
     _report_results(results, corpus, arguments)
     paths = [] if path is None else [path]
     if arguments.output_format is not None and arguments.output not in (None, path):
-        paths += write_transcripts(timed_transcripts(results), arguments.output_format, arguments.output)
+        paths += write_transcripts(
+            timed_transcripts(results, arguments.output_format), arguments.output_format, arguments.output
+        )
     _report_run(results, arguments, recogniser.refusals, paths, notes)
     return 0
 
@@ -117,7 +119,7 @@ def _report_results(results: list[UtteranceResult], corpus: Corpus | None, argum
         sys.stdout.writelines(result.json_line(arguments.word_times) for result in results)
         return
     if arguments.output is None and arguments.output_format is not None:
-        write_transcripts(timed_transcripts(results), arguments.output_format, None)
+        write_transcripts(timed_transcripts(results, arguments.output_format), arguments.output_format, None)
         return
     for result in results:
         if not result.failed:

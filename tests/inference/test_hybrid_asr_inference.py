@@ -20,7 +20,8 @@ from lact_asr.inference.convert_results import main as convert
 from lact_asr.inference.hybrid_asr_inference import main
 from lact_asr.inference.inference_setup import fill_in_defaults, make_recogniser
 from lact_asr.inference.language_models.language_model import load_language_model
-from lact_asr.inference.results.results_file import read_results
+from lact_asr.inference.results.results_file import ResultsWriter, read_results
+from lact_asr.inference.results.utterance_result import UtteranceResult
 from lact_asr.text import build_vocabulary
 
 ROOT = Path(__file__).parents[2]
@@ -476,6 +477,16 @@ def test_formats_of_a_corpus_come_from_a_results_file_that_can_be_resumed(
     assert convert(["--results", str(results), "--output", str(tmp_path / "again.ctm")]) == 0
     assert (tmp_path / "again.ctm").read_text() == whole
     assert transcribe(*flags, "--output_format", "ctm").code == 2
+
+
+def test_text_and_json_lines_are_converted_without_word_times(tmp_path):
+    with ResultsWriter(tmp_path / "r.jsonl") as writer:
+        writer.write(UtteranceResult("a.wav", None, "THE CAT", audio_seconds=1.0))
+    for name in ("a.txt", "a.jsonl"):
+        assert convert(["--results", str(tmp_path / "r.jsonl"), "--output", str(tmp_path / name)]) == 0
+    assert (tmp_path / "a.txt").read_text() == "a.wav\tTHE CAT\n"
+    (line,) = map(json.loads, (tmp_path / "a.jsonl").read_text().splitlines())
+    assert (line["text"], line["words"]) == ("THE CAT", None)
 
 
 def test_results_that_cannot_be_converted(transcribe, saved_checkpoint, librispeech, tmp_path, capsys):
