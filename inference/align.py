@@ -15,6 +15,7 @@ from lact_asr.inference.transcript_formats.formats import (
     FORMATS_HELP,
     check_destination,
     choose_format,
+    refuse_to_overwrite,
     write_transcripts,
 )
 from lact_asr.shared_flags import add_checkpoint, add_dataset_type
@@ -43,6 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     from lact_asr.inference.inference_setup import choose_device
     from lact_asr.inference.recogniser import Recogniser
 
+    refuse_to_overwrite(arguments.output, _inputs(arguments))
     utterances = _utterances(arguments)
     check_destination(arguments.output_format, arguments.output, [utterance.id for utterance in utterances])
     checkpoint = load_checkpoint(arguments.checkpoint)
@@ -51,6 +53,14 @@ def main(argv: list[str] | None = None) -> int:
     transcripts = _align(utterances, recogniser, arguments.characters)
     write_transcripts(transcripts, arguments.output_format, arguments.output)
     return 0
+
+
+def _inputs(arguments: argparse.Namespace) -> list[str | Path | None]:
+    """The files that are read; of a corpus its manifest, which has the suffix of a transcript format."""
+    inputs = [arguments.audio_file, arguments.text_file, arguments.checkpoint, arguments.data_dir]
+    for name in arguments.subset.split(",") if arguments.data_dir is not None else ():
+        inputs += [name, arguments.data_dir / name, arguments.data_dir / f"{name}.jsonl"]
+    return inputs
 
 
 def _utterances(arguments: argparse.Namespace) -> list[Utterance]:
@@ -133,8 +143,20 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         raise InputError("--audio_file needs --text or --text_file, not both.")
     if arguments.data_dir is not None and arguments.subset is None:
         raise InputError("--data_dir needs --subset.")
-    arguments.output_format = choose_format(arguments.output_format, arguments.output, "ctm")
+    arguments.output_format = choose_format(arguments.output_format, arguments.output) or _default_format(
+        arguments.output
+    )
     return arguments
+
+
+def _default_format(output: Path | None) -> str:
+    """Of an output whose suffix names no format: CTM, but a suffix of something else is a slip."""
+    if output is not None and output.suffix:
+        suffixes = ", ".join(format.suffix for format in FORMATS.values())
+        raise InputError(
+            f"--output {output} has the suffix of no transcript format: take {suffixes}, or give --output_format."
+        )
+    return "ctm"
 
 
 if __name__ == "__main__":

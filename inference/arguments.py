@@ -199,7 +199,8 @@ def _add_ttt(group: argparse._ArgumentGroup) -> None:
         "--ttt_loss_type",
         default=None,
         metavar="[WEIGHT*]LOSS[+…]",
-        help="a loss or a weighted sum, as masked_prediction+0.3*entropy (default: the model's). "
+        help="a loss or a weighted sum, as masked_prediction+0.3*entropy (default: the model's; entropy where that "
+        "needs a masked-prediction head and the model has none). "
         + "; ".join(f"{name}: {meaning}" for name, meaning in LOSSES.items()),
     )
     group.add_argument("--ttt_steps", type=int, default=None, help="optimiser steps (default: the model's)")
@@ -292,6 +293,12 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
         action="store_true",
         help="write each hypothesis' words with start and end in seconds and the decoder's confidence, too",
     )
+    group.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace a subset's results file beside the checkpoint though other settings wrote it; one that --output names "
+        "is replaced anyway",
+    )
     group.add_argument("--resume", action="store_true", help="keep what an interrupted run wrote to --output and go on")
     group.add_argument(
         "--batch_size",
@@ -354,6 +361,8 @@ def _check(arguments: argparse.Namespace) -> None:
         )
     if arguments.greedy and arguments.lm_path not in ("auto", "none"):
         raise InputError("--greedy uses no language model: leave out --greedy or --lm_path.")
+    if arguments.resume and arguments.overwrite:
+        raise InputError("--resume goes on with the results that --overwrite would replace: leave out one of them.")
     in_results_file = arguments.output is not None and arguments.output_format in (None, "jsonl")
     if arguments.resume and arguments.data_dir is None and not in_results_file:
         if arguments.output is not None:

@@ -13,6 +13,7 @@ from lact_asr.inference.transcript_formats.formats import (
     FORMATS_HELP,
     check_destination,
     choose_format,
+    refuse_to_overwrite,
     timed_transcripts,
     write_transcripts,
 )
@@ -20,11 +21,12 @@ from lact_asr.inference.transcript_formats.formats import (
 
 @exit_on_input_error
 def main(argv: list[str] | None = None) -> int:
-    """Write the transcripts of a results file, transcribed with --word_times, as subtitles, CTM, TextGrids or text."""
+    """Write the transcripts of a results file as text, or, transcribed with --word_times, as subtitles, CTM or TextGrids."""
     arguments = _parse(argv)
     from lact_asr.inference.results.results_file import read_results
 
-    transcripts = timed_transcripts(read_results(arguments.results))
+    refuse_to_overwrite(arguments.output, [arguments.results])
+    transcripts = timed_transcripts(read_results(arguments.results), arguments.output_format)
     if not transcripts:
         raise InputError(f"There is no transcript in {arguments.results}.")
     check_destination(arguments.output_format, arguments.output, [transcript.id for transcript in transcripts])

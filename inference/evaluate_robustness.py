@@ -32,17 +32,19 @@ def main(argv: list[str] | None = None) -> int:
 
     try:
         from lact_asr.inference.robustness.report import describe_run, markdown, write_summary
-        from lact_asr.inference.robustness.systems import set_up
+        from lact_asr.inference.robustness.systems import check
     except ModuleNotFoundError as error:
         raise InputError(f'This command needs {error.name}: pip install "lact-asr[robustness]".') from None
 
     corpus = load_corpus(arguments.data_dir, arguments.subset, arguments.dataset_type)
     groups = members(arguments.groups, spread_evenly(list(corpus.cuts), arguments.max_samples))
     corruptions = make_corruptions(arguments.conditions, arguments.noise_dir, arguments.noise_colour, arguments.seed)
-    for system in arguments.system:  # what does not fit is refused here, before hours of computing
-        set_up(system)
+    # What does not fit is refused here, before hours of computing.
+    notes = [f"{system.name}: {note}" for system in arguments.system for note in check(system)]
     if corpus.problems:
         print(corpus.report(), file=sys.stderr)
+    for note in notes:
+        print(note, file=sys.stderr)
     utterances = _read_once(spread_evenly(corpus_utterances(corpus), arguments.max_samples))
     with alone_in(arguments.output_dir):
         outcomes = _run_systems(arguments, utterances, corruptions)

@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING
 
 from lact_asr.errors import InputError, exit_on_input_error
 from lact_asr.inference.arguments import ignored_flags, parse_arguments
-from lact_asr.inference.transcript_formats.formats import check_destination, timed_transcripts, write_transcripts
+from lact_asr.inference.transcript_formats.formats import (
+    check_destination,
+    refuse_to_overwrite,
+    timed_transcripts,
+    write_transcripts,
+)
 
 if TYPE_CHECKING:
     from lact_asr.data.corpora import Corpus
@@ -27,17 +32,24 @@ def main(argv: list[str] | None = None) -> int:
     # Imported after parsing: --help and mistyped flags answer at once.
     from lact_asr.checkpoint import load_checkpoint
     from lact_asr.inference.evaluation import evaluate
-    from lact_asr.inference.inference_setup import decoding_pool, fill_in_defaults, list_utterances, make_recogniser
+    from lact_asr.inference.inference_setup import (
+        decoding_pool,
+        describe_default_loss,
+        fill_in_defaults,
+        list_utterances,
+        make_recogniser,
+    )
     from lact_asr.inference.long_audio.long_recordings import Cutting, PiecewiseRecogniser
 
     utterances, corpus = list_utterances(arguments)
-    _refuse_to_overwrite_input(arguments)
+    refuse_to_overwrite(arguments.output, [*(arguments.audio_file or ()), arguments.checkpoint, arguments.lm_path])
     if arguments.output_format is not None:
         check_destination(arguments.output_format, arguments.output, [utterance.id for utterance in utterances])
     if len(utterances) == 1:
         utterances = [_read_now(utterances[0])]
     checkpoint = load_checkpoint(arguments.checkpoint)
     path = _results_path(arguments)
+    notes = describe_default_loss(arguments, checkpoint.model.config)
     arguments = fill_in_defaults(arguments, checkpoint.model.config)
     recogniser = make_recogniser(arguments, checkpoint)
     cutting = Cutting(arguments.segment_seconds, arguments.pause_seconds, arguments.voice_activity)
@@ -56,17 +68,11 @@ def main(argv: list[str] | None = None) -> int:
     _report_results(results, corpus, arguments)
     paths = [] if path is None else [path]
     if arguments.output_format is not None and arguments.output not in (None, path):
-        paths += write_transcripts(timed_transcripts(results), arguments.output_format, arguments.output)
-    _report_run(results, arguments, recogniser.refusals, paths)
+        paths += write_transcripts(
+            timed_transcripts(results, arguments.output_format), arguments.output_format, arguments.output
+        )
+    _report_run(results, arguments, recogniser.refusals, paths, notes)
     return 0
-
-
-def _refuse_to_overwrite_input(arguments: argparse.Namespace) -> None:
-    if arguments.output is None:
-        return
-    inputs = [*(arguments.audio_file or ()), arguments.checkpoint, arguments.lm_path]
-    if any(Path(path).resolve() == arguments.output.resolve() for path in inputs if Path(path).is_file()):
-        raise InputError(f"--output {arguments.output} is also read: choose another file.")
 
 
 def _results_writer(path: Path | None, arguments: argparse.Namespace) -> AbstractContextManager[ResultsWriter | None]:
@@ -77,7 +83,9 @@ def _results_writer(path: Path | None, arguments: argparse.Namespace) -> Abstrac
     if path is None:
         return nullcontext()
     word_times = arguments.word_times or arguments.output_format not in (None, "jsonl")
-    return ResultsWriter(path, results_settings(arguments), resume=arguments.resume, word_times=word_times)
+    overwrite = arguments.overwrite or path == arguments.output  # a name that was not given is easily another run's
+    settings = results_settings(arguments)
+    return ResultsWriter(path, settings, resume=arguments.resume, word_times=word_times, overwrite=overwrite)
 
 
 def _read_now(utterance: Utterance) -> Utterance:
@@ -111,7 +119,7 @@ def _report_results(results: list[UtteranceResult], corpus: Corpus | None, argum
         sys.stdout.writelines(result.json_line(arguments.word_times) for result in results)
         return
     if arguments.output is None and arguments.output_format is not None:
-        write_transcripts(timed_transcripts(results), arguments.output_format, None)
+        write_transcripts(timed_transcripts(results, arguments.output_format), arguments.output_format, None)
         return
     for result in results:
         if not result.failed:
@@ -123,22 +131,35 @@ def _report_results(results: list[UtteranceResult], corpus: Corpus | None, argum
 
 
 def _report_run(
-    results: list[UtteranceResult], arguments: argparse.Namespace, refusals: dict[str, int], paths: list[Path]
+    results: list[UtteranceResult],
+    arguments: argparse.Namespace,
+    refusals: dict[str, int],
+    paths: list[Path],
+    notes: list[str],
 ) -> None:
     """On stderr, so that stdout holds results alone: how they came about and where they are."""
     from lact_asr.inference.inference_setup import describe_recogniser
 
-    lines = [describe_recogniser(arguments)]
+    lines = [describe_recogniser(arguments), *notes]
     if silent := sum(result.hypothesis == "" for result in results):
         lines.append(f"No speech was recognised in {silent} of {len(results)} recordings.")
     for reason, count in refusals.items():
         left = "1 utterance as it was" if count == 1 else f"{count} utterances as they were"
-        lines.append(f"TTT left {left}: {reason}.")
+        lines.append(f"TTT left {left}: {reason}{_limit(reason, arguments)}.")
     if ignored := ignored_flags(arguments):
         lines.append(f"Without --use_ttt nothing was adapted; without effect: {', '.join(ignored)}.")
     if paths:
         lines.append(f"Results: {', '.join(map(str, paths[:3]))}{' …' * (len(paths) > 3)}")
     print("\n".join(lines), file=sys.stderr)
+
+
+def _limit(reason: str, arguments: argparse.Namespace) -> str:
+    """The flag whose value was the reason, in brackets; nothing where there is none, as of a recipe's own margin."""
+    from lact_asr.inference.ttt.safeguards import TOO_UNCERTAIN
+
+    recipe = arguments.ttt_recipe
+    limit = min(stage.entropy_limit for stage in recipe.stages) if recipe is not None else arguments.ttt_max_entropy
+    return f" (above --ttt_max_entropy {limit:g})" if reason == TOO_UNCERTAIN and limit < 1 else ""
 
 
 if __name__ == "__main__":

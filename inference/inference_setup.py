@@ -82,6 +82,19 @@ def fill_in_defaults(arguments: argparse.Namespace, config: HybridASRConfig) -> 
     return filled
 
 
+def describe_default_loss(arguments: argparse.Namespace, config: HybridASRConfig) -> list[str]:
+    """A sentence on which loss test-time training takes where the command line, before `fill_in_defaults`, names none."""
+    if not arguments.use_ttt or arguments.ttt_loss_type is not None or arguments.ttt_recipe is not None:
+        return []
+    loss = config.default_ttt_loss
+    reason = (
+        "which the model's configuration names"
+        if loss == config.ttt_loss_type
+        else "as it has no masked-prediction head"
+    )
+    return [f"Without --ttt_loss_type this model takes the TTT loss {loss}, {reason}."]
+
+
 def _recipe_with_flags(arguments: argparse.Namespace, config: HybridASRConfig) -> Recipe:
     given = {
         name.removeprefix("ttt_"): value
@@ -102,7 +115,7 @@ def _check_scope(scope: str, arguments: argparse.Namespace) -> None:
 
 def _ttt_values(arguments: argparse.Namespace, config: HybridASRConfig) -> dict[str, object]:
     """What the model was trained for, or, with another loss, that one's defaults; a learning rate of None means learned rates."""
-    loss_type = arguments.ttt_loss_type or config.ttt_loss_type
+    loss_type = arguments.ttt_loss_type or config.default_ttt_loss
     _, first_loss = WeightedSum.parse(loss_type).terms[0]
     defaults = {
         "ttt_loss_type": loss_type,
@@ -164,7 +177,7 @@ def _decoding_values(arguments: argparse.Namespace) -> dict[str, object]:
 def results_settings(arguments: argparse.Namespace) -> dict[str, str]:
     """What decides the results: everything but where they go and on what they are computed."""
     left_out = (
-        "output", "output_format", "word_times", "resume", "device", "move_emission_to_cpu", "max_samples", "batch_size",
+        "output", "output_format", "word_times", "resume", "overwrite", "device", "move_emission_to_cpu", "max_samples", "batch_size",
         "decoding_processes",
     )  # fmt: skip
     return {key: str(value) for key, value in vars(arguments).items() if key not in left_out}

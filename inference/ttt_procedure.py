@@ -25,7 +25,7 @@ from lact_asr.inference.ttt.stage import GradientStage
 from lact_asr.inference.ttt.step import Guides, Rows
 from lact_asr.lact_layer import constant_updates
 from lact_asr.modeling_hybrid_asr import HybridASRForCTC
-from lact_asr.ttt_names import SEARCH
+from lact_asr.ttt_names import FALLBACK_LOSS, SEARCH
 from lact_asr.wav2vec2_encoder import frames_mask
 
 
@@ -39,7 +39,7 @@ class TestTimeTrainer:
         model: called as ``model(input_values, attention_mask=…)`` and giving ``.logits``; masked prediction also
             needs the head that ``--enable_ttt`` trains.
         settings: how to adapt, or several for stages that go on from one another; None takes those that the model was
-            trained for, or `TTTSettings`' own for Transformers models.
+            trained for, or a step of the loss entropy for models without the head and Transformers models.
         blank_id: the CTC blank; None takes ``model.config.pad_token_id``.
         guides: what some losses and safeguards need beside the model.
 
@@ -57,7 +57,8 @@ class TestTimeTrainer:
         guides: Guides = Guides(),  # noqa: B008 - frozen
     ) -> None:
         if settings is None:
-            settings = TTTSettings.of(model.config) if isinstance(model, HybridASRForCTC) else TTTSettings()
+            hybrid = isinstance(model, HybridASRForCTC)
+            settings = TTTSettings.of(model.config) if hybrid else TTTSettings(FALLBACK_LOSS)
         self.model, self.guides = model, guides
         self.settings = (settings,) if isinstance(settings, TTTSettings) else tuple(settings)
         self.blank_id = model.config.pad_token_id if blank_id is None else blank_id

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib
 import json
 import os
 import pickle
+import sys
 import textwrap
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import huggingface_hub
 import torch
 
 from lact_asr.configuration_hybrid_asr import HybridASRConfig
@@ -138,11 +141,22 @@ def load_checkpoint(name_or_path: str | os.PathLike) -> LoadedCheckpoint:
         return _load_file(path / BEST_MODEL)
     if path.is_dir():
         return _load_folder(str(path))
-    if path.is_absolute() or str(name_or_path).startswith(".") or len(path.parts) > 2:  # never a hub name
-        return _load_file(path)
     if path.exists() or path.suffix in (".pt", ".pth", ".bin", ".ckpt"):
         return _load_file(path)
+    if _can_only_be_a_path(str(name_or_path)):
+        missing = next(folder for folder in (*reversed(path.parents), path) if not folder.exists())
+        raise InputError(f"There is no folder {missing}, and no checkpoint file of that name.")
+    if not huggingface_hub.constants.HF_HUB_OFFLINE:
+        print(f"There is no folder {name_or_path} here; asking the Hugging Face hub.", file=sys.stderr)
     return _load_folder(str(name_or_path))
+
+
+def _can_only_be_a_path(name: str) -> bool:
+    """Whether the hub, whose names are NAME or USER/NAME, need not be asked: it takes its time to say no."""
+    path = Path(name)
+    if path.is_absolute() or name.startswith((".", "~")) or name.endswith("/") or len(path.parts) > 2:
+        return True
+    return len(path.parts) > 1 and Path(path.parts[0]).exists()  # a mistyped folder beside others
 
 
 def _load_file(path: Path) -> LoadedCheckpoint:
@@ -190,6 +204,7 @@ def _check_weights(config: HybridASRConfig, weights: dict, path: Path) -> None:
 
 
 def _load_folder(name_or_folder: str) -> LoadedCheckpoint:
+    importlib.import_module("lact_asr.auto")  # the tokenizer is found by the model's type, or with a warning
     try:
         model, loading = HybridASRForCTC.from_pretrained(name_or_folder, output_loading_info=True)
         processor = HybridASRProcessor.from_pretrained(name_or_folder)

@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig
 from lact_asr.errors import InputError
 from lact_asr.front_end_architecture import front_end_values
 from lact_asr.sample_rate import SAMPLE_RATE_HZ
-from lact_asr.ttt_names import OPTIMIZERS, OUTER_LOSSES, TRAININGS, parse_groups, parse_loss
+from lact_asr.ttt_names import FALLBACK_LOSS, HEAD_LOSS, OPTIMIZERS, OUTER_LOSSES, TRAININGS, parse_groups, parse_loss
 
 SAMPLES_PER_HEAD_FRAME = 40  # samples per frame after the first four convolutions, whose strides (5, 2, 2, 2) are fixed
 
@@ -36,7 +36,7 @@ class HybridASRConfig(PreTrainedConfig):
 
     Test-time training: ``ttt_loss_type``, ``ttt_steps``, ``ttt_parameters`` and ``ttt_optimizer`` and ``ttt_learning_rate``
     (null: by loss), ``ttt_mask_prob`` of the frames masked in spans of ``ttt_mask_length``, and ``ttt_chunk_size`` (frames
-    adapted at a time, -1 for the whole utterance) are the defaults at test time. ``ttt_training`` ("none", "joint", "meta")
+    adapted at a time, -1 for the whole utterance) are the defaults at test time (of the loss: see `default_ttt_loss`). ``ttt_training`` ("none", "joint", "meta")
     prepares the model for it: the self-supervised loss counts ``ttt_loss_weight``, ``ttt_outer_loss`` ("ctc", "word_errors",
     "clean_view") after the step ``ttt_after_weight``, and ``ttt_first_order`` leaves out second derivatives. ``enable_ttt`` gives the model the masked-prediction head.
 
@@ -130,6 +130,13 @@ class HybridASRConfig(PreTrainedConfig):
     def trains_with_clean_views(self) -> bool:
         """Whether training compares each noisy utterance with itself before noise was added."""
         return self.ttt_training == "meta" and self.ttt_outer_loss == "clean_view"
+
+    @property
+    def default_ttt_loss(self) -> str:
+        """The loss of test-time training that was not told any: ``ttt_loss_type``, or another where that needs a head that the model lacks."""
+        needs_head = any(name == HEAD_LOSS for _, name in parse_loss(self.ttt_loss_type))
+        prepared = self.enable_ttt or self.ttt_training != "none"  # training gives the head that its loss needs
+        return FALLBACK_LOSS if needs_head and not prepared else self.ttt_loss_type
 
     @property
     def samples_per_frame(self) -> int:

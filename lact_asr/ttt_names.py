@@ -20,6 +20,8 @@ LOSSES = {
     "alignment": "features and hidden states close to their means in training (needs training statistics)",
     "e_bats": "E-BATS: entropy and alignment to training statistics, of the utterance and of tokens",
 }
+HEAD_LOSS = "masked_prediction"  # needs a head, which a model may lack
+FALLBACK_LOSS = "entropy"  # of models without that head: any output has it
 PARAMETER_GROUPS = ("fast_weights", "norms", "front_end", "projection", "biases", "output")
 FEATURE_OFFSET = "feature_offset"  # no parameter of the model: a vector added to every frame of the front end's output
 OPTIMIZERS = ("adamw", "sgd", "muon")

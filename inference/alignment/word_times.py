@@ -44,14 +44,14 @@ class TimedTranscript:
     Attributes:
         id: the recording's name.
         text: words with single spaces.
-        words: those of the text.
+        words: those of the text; None where their times are not known, which only text and JSON lines can do without.
         audio_seconds: how long the recording is.
         characters: those of the words, each as a `Word`; empty where their times are not known.
     """
 
     id: str
     text: str
-    words: tuple[Word, ...]
+    words: tuple[Word, ...] | None
     audio_seconds: float
     characters: tuple[Word, ...] = ()
 

@@ -13,6 +13,8 @@ from lact_asr.locks import open_alone
 
 _SETTINGS_KEY = "settings"
 _LONGEST_FIRST_LINE = 1 << 20
+_MOST_TELLING = ("ttt_recipe", "ttt_loss_type", "decoder", "lm_path", "lm_weight", "word_score", "data_dir")
+_LONGEST_VALUE, _MOST_DIFFERENCES = 60, 3  # in a sentence on other settings
 
 
 def _parse_line(path: Path, number: int, line: bytes) -> UtteranceResult | dict:
@@ -46,6 +48,21 @@ def _may_be_results(first_line: bytes) -> bool:
     except InputError:
         return first_line == b"" or (first_line.startswith(b'{"') and not first_line.endswith((b"\n", b"}")))
     return True
+
+
+def _differences(earlier: Mapping, settings: Mapping) -> str:
+    """What differs in words, the most telling setting first."""
+    keys = [key for key in (earlier.keys() | settings.keys()) if earlier.get(key) != settings.get(key)]
+    rank = {key: position for position, key in enumerate(_MOST_TELLING)}
+    keys.sort(key=lambda key: (rank.get(key, len(rank)), key))
+    named = [_difference(key, earlier.get(key), settings.get(key)) for key in keys[:_MOST_DIFFERENCES]]
+    more = len(keys) - len(named)
+    return ", ".join(named) + f" and {more} more" * (more > 0)
+
+
+def _difference(key: str, earlier: object, now: object) -> str:
+    short = len(f"{earlier}{now}") <= _LONGEST_VALUE  # what a recipe comes to fills several lines
+    return f"{key} {earlier}, not {now}" if short else f"another {key}"
 
 
 def read_results(path: str | Path) -> list[UtteranceResult]:
@@ -83,7 +100,13 @@ class ResultsWriter:
     """
 
     def __init__(
-        self, path: str | Path, settings: Mapping | None = None, *, resume: bool = False, word_times: bool = False
+        self,
+        path: str | Path,
+        settings: Mapping | None = None,
+        *,
+        resume: bool = False,
+        word_times: bool = False,
+        overwrite: bool = True,
     ):
         """Name the file; nothing is written before the context is entered.
 
@@ -92,11 +115,13 @@ class ResultsWriter:
             settings: what decides the results (checkpoint, beam size, …), as JSON values.
             resume: keep what an earlier run wrote, after its torn last line, if any, is cut off; else the file is replaced.
             word_times: write each result's words with their times, too.
+            overwrite: replace the results of other settings, too; those of the same settings always are.
         """
         self.path = Path(path)
         self.settings = json.loads(json.dumps(dict(settings or {})))  # as it will read back
         self.resume = resume
         self.word_times = word_times
+        self.overwrite = overwrite
         self.done: dict[str, UtteranceResult] = {}
         self._earlier_failures: list[UtteranceResult] = []
         self._file = None
@@ -123,9 +148,19 @@ class ResultsWriter:
     def _replace_earlier_run(self) -> int:
         """Keep nothing; but a mistyped name must not cost anybody a recording or a checkpoint."""
         self._file.seek(0)
-        if not _may_be_results(self._file.readline(_LONGEST_FIRST_LINE)):
+        first_line = self._file.readline(_LONGEST_FIRST_LINE)
+        if not _may_be_results(first_line):
             raise InputError(f"{self.path} is there already and is no results file: choose another name, or remove it")
+        if not self.overwrite and self._file.read(1):
+            self._refuse_other_settings(_parse_line(self.path, 1, first_line))
         return 0
+
+    def _refuse_other_settings(self, earlier: UtteranceResult | dict) -> None:
+        if isinstance(earlier, dict) and earlier != self.settings:
+            raise InputError(
+                f"{self.path} holds the results of other settings ({_differences(earlier, self.settings)}): "
+                "give --output another file, or --overwrite to replace them"
+            )
 
     def _take_up_earlier_run(self) -> int:
         self._file.seek(0)

@@ -31,7 +31,7 @@ The others are compared with the first, by the paired bootstrap over utterances.
 
 _RUN_FLAGS = (
     "audio_file", "audio_dir", "data_dir", "subset", "dataset_type", "max_samples", "output", "output_format", "word_times",
-    "resume", "batch_size", "decoding_processes",
+    "resume", "overwrite", "batch_size", "decoding_processes",
 )  # fmt: skip
 
 

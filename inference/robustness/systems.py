@@ -11,7 +11,13 @@ from typing import NamedTuple
 from lact_asr.atomic_files import write_json
 from lact_asr.checkpoint import load_checkpoint
 from lact_asr.inference.evaluation import Utterance, evaluate
-from lact_asr.inference.inference_setup import choose_device, fill_in_defaults, make_recogniser, results_settings
+from lact_asr.inference.inference_setup import (
+    choose_device,
+    describe_default_loss,
+    fill_in_defaults,
+    make_recogniser,
+    results_settings,
+)
 from lact_asr.inference.recogniser import Recogniser
 from lact_asr.inference.results.results_file import ResultsWriter
 from lact_asr.inference.results.utterance_result import UtteranceResult
@@ -35,6 +41,12 @@ def set_up(system: System) -> tuple[Recogniser, argparse.Namespace]:
     checkpoint = load_checkpoint(system.arguments.checkpoint)
     filled = fill_in_defaults(system.arguments, checkpoint.model.config)
     return make_recogniser(filled, checkpoint), filled
+
+
+def check(system: System) -> list[str]:
+    """Set a system up and let it go; raises as `set_up`, and returns what its user should know of it."""
+    recogniser, _ = set_up(system)
+    return describe_default_loss(system.arguments, recogniser.model.config)
 
 
 def run_system(

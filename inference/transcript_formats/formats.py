@@ -25,25 +25,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Format:
-    """How transcripts are written: `of_all` puts all into one file, `of_one` makes a file for each recording."""
+    """How transcripts are written: `of_all` puts all into one file, `of_one` makes a file for each recording; most `need_word_times`."""
 
     suffix: str
     meaning: str
     of_all: Callable[[Sequence[TimedTranscript]], str] | None = None
     of_one: Callable[[TimedTranscript], str] | None = None
+    need_word_times: bool = True
 
 
-def timed_transcripts(results: Iterable[UtteranceResult]) -> list[TimedTranscript]:
-    """What can be written of results; failed ones are left out.
+def timed_transcripts(results: Iterable[UtteranceResult], format_name: str) -> list[TimedTranscript]:
+    """What can be written of results in a format; failed ones are left out.
 
     Raises:
-        InputError: a result without word times, from a results file that was written without them.
+        InputError: a result without word times, from a results file that was written without them, though the format needs them.
     """
     transcripts = []
     for result in results:
         if result.failed:
             continue
-        if result.words is None:
+        if result.words is None and FORMATS[format_name].need_word_times:
             raise InputError(f"The result of {result.id} has no word times; transcribe with --word_times.")
         transcripts.append(TimedTranscript(result.id, result.hypothesis, result.words, result.audio_seconds))
     return transcripts
@@ -60,8 +61,8 @@ def json_lines(transcripts: Iterable[TimedTranscript]) -> str:
 
 
 FORMATS = {
-    "text": Format(".txt", "a line a recording: name, tab, transcript", of_all=text_lines),
-    "jsonl": Format(".jsonl", "a JSON object a recording", of_all=json_lines),
+    "text": Format(".txt", "a line a recording: name, tab, transcript", of_all=text_lines, need_word_times=False),
+    "jsonl": Format(".jsonl", "a JSON object a recording", of_all=json_lines, need_word_times=False),
     "srt": Format(".srt", "SubRip subtitles", of_one=srt),
     "vtt": Format(".vtt", "WebVTT subtitles", of_one=vtt),
     "ctm": Format(".ctm", "a line a word: recording, channel, start, duration, word, confidence", of_all=ctm),
@@ -76,6 +77,14 @@ def choose_format(name: str | None, output: Path | None, default: str | None = N
         return name or default
     suffixes = {format.suffix.lower(): name for name, format in FORMATS.items()}
     return suffixes.get(output.suffix.lower(), default)
+
+
+def refuse_to_overwrite(output: Path | None, inputs: Iterable[str | Path | None]) -> None:
+    """Raise `InputError` where what is to be written is one of the files that are read."""
+    if output is not None and any(
+        Path(path).resolve() == output.resolve() for path in inputs if path is not None and Path(path).is_file()
+    ):
+        raise InputError(f"--output {output} is also read: choose another file.")
 
 
 def check_destination(format_name: str, output: Path | None, ids: Sequence[str]) -> None:

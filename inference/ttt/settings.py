@@ -100,16 +100,21 @@ class TTTSettings:
     def of(cls, config: HybridASRConfig, **changes) -> TTTSettings:
         """What a model's configuration says, with some values changed."""
         values = {
-            "loss_type": config.ttt_loss_type,
+            "loss_type": config.default_ttt_loss,
             "steps": config.ttt_steps,
-            "parameters": None if config.ttt_parameters is None else parse_groups(config.ttt_parameters),
-            "optimizer": config.ttt_optimizer,
-            # Of a meta-trained model the learned ones count, not those that they started from.
-            "learning_rate": None if config.ttt_training == "meta" else config.ttt_learning_rate,
             "mask_prob": config.ttt_mask_prob,
             "mask_length": config.ttt_mask_length,
             "chunk_size": config.ttt_chunk_size,
         }
+        if (
+            config.default_ttt_loss == config.ttt_loss_type
+        ):  # else these were meant for a loss that the model cannot have
+            values |= {
+                "parameters": None if config.ttt_parameters is None else parse_groups(config.ttt_parameters),
+                "optimizer": config.ttt_optimizer,
+                # Of a meta-trained model the learned ones count, not those that they started from.
+                "learning_rate": None if config.ttt_training == "meta" else config.ttt_learning_rate,
+            }
         return cls(**{**values, **changes})
 
     @property

@@ -32,7 +32,12 @@ def main(argv: list[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         raise InputError(f'The page needs {error.name}: pip install "lact-asr[web]".') from None
     from lact_asr.checkpoint import load_checkpoint
-    from lact_asr.inference.inference_setup import describe_recogniser, fill_in_defaults, make_recogniser
+    from lact_asr.inference.inference_setup import (
+        describe_default_loss,
+        describe_recogniser,
+        fill_in_defaults,
+        make_recogniser,
+    )
     from lact_asr.inference.recogniser import Recogniser
 
     checkpoint = load_checkpoint(inference.checkpoint)
@@ -47,6 +52,8 @@ def main(argv: list[str] | None = None) -> int:
         )  # fmt: skip
     except OSError as error:
         raise InputError(f"The page cannot be served on {arguments.host}:{arguments.port}: {error}") from None
+    for note in describe_default_loss(inference, checkpoint.model.config):
+        print(note, file=sys.stderr)
     print(f"Open {page.local_url} in a browser; Ctrl-C ends it.", flush=True)
     page.block_thread()
     return 0

@@ -83,8 +83,22 @@ def librispeech_folders(data_dir: Path, names: list[str]) -> list[Path]:
             - {"LibriSpeech"}
         )
         unknown = names[folders.index(None)]
+        _suggest_what_was_meant(data_dir, unknown)
         raise InputError(f"no subset {unknown!r} in {data_dir}: there {_listing(known)}")
     return folders
+
+
+def _suggest_what_was_meant(data_dir: Path, subset: str) -> None:
+    """Raise `InputError` where a folder without a subset's folder is recognised as something else."""
+    if (data_dir / f"{subset}.jsonl").is_file():
+        raise InputError(
+            f"no subset folder {subset!r} in {data_dir}, but a manifest {subset}.jsonl: give --dataset_type manifest"
+        )
+    if next(data_dir.glob("*/*/*.trans.txt"), None) is not None:
+        raise InputError(
+            f"no subset {subset!r} in {data_dir}, which looks like a subset itself: give its parent as --data_dir, "
+            f"{data_dir.resolve().parent}, and {data_dir.resolve().name} as the subset"
+        )
 
 
 def find_librispeech_folder(data_dir: Path, name: str) -> Path | None:

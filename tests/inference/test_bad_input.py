@@ -332,6 +332,7 @@ FLAGS = {
     "results over something else": ({"output": "english.arpa"}, "english.arpa is there already and is no results file"),
     "more transcripts than beams": ({"n_best": 5, "beam_size": 2}, "--n_best 5 needs --beam_size 5 or more"),
     "subtitles of several transcripts": ({"n_best": 2, "output_format": "srt"}, "srt holds one transcript"),
+    "resuming what is replaced": ({"resume": True, "overwrite": True, "output": "a.jsonl"}, "leave out one of them"),
     "resuming nothing": ({"resume": True}, "--resume needs --output"),
     "resuming subtitles": ({"resume": True, "output": "a.srt"}, "goes on with JSON-lines results only, not with srt"),
     "no samples": ({"max_samples": 0}, "--max_samples must be 1 or more, not 0"),

@@ -13,12 +13,14 @@ from types import SimpleNamespace
 
 import pytest
 
+from lact_asr.checkpoint import save_checkpoint
 from lact_asr.data.corruptions import KINDS
 from lact_asr.errors import EXIT_BAD_INPUT
 from lact_asr.inference.evaluate_robustness import main
 from lact_asr.inference.results.results_file import ResultsWriter, read_results
 from lact_asr.inference.results.summary import summarise
 from lact_asr.inference.robustness.plot import plot_error_rates
+from lact_asr.text import build_vocabulary
 
 CONDITIONS = ["clean", "noise:10", "gaussian", "telephone"]
 AVERAGE = ["--average", "noise:10", "gaussian"]
@@ -87,6 +89,14 @@ def timeless(folder: Path) -> dict[str, object]:
     manifests = {path.name: path.read_bytes() for path in folder.glob("corruptions/*.jsonl")}
     rows = [{key: value for key, value in row.items() if key not in MEASURED} for row in summary(folder)["rows"]]
     return {**results, **manifests, "rows": sorted(rows, key=lambda row: (row["system"], row["condition"]))}
+
+
+def test_a_system_without_a_loss_says_which_it_takes(evaluate, speaking_model, tmp_path):
+    save_checkpoint(tmp_path / "plain.pt", speaking_model(enable_ttt=False), build_vocabulary())
+    system = ["--system", f"bare: --checkpoint {tmp_path / 'plain.pt'} --greedy --use_ttt"]
+    result = evaluate(systems=system, conditions=["clean"])
+    assert result.code == 0, result.err
+    assert result.err.count("bare: Without --ttt_loss_type this model takes the TTT loss entropy") == 1
 
 
 def test_a_whole_run(whole, transcribe, saved_checkpoint, tmp_path):

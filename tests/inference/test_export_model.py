@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -134,6 +135,17 @@ def test_the_card_says_what_the_run_was(run, tmp_path, capsys):
     assert cells[3:5] == ["25.0", "75.0"]  # with and without TTT
     assert "/home/someone" not in card.content
     assert "{" not in card.text
+
+
+def test_the_command_of_the_card_works_without_a_head(speaking_model, audio, transcribe, tmp_path, capsys, monkeypatch):
+    save_checkpoint(tmp_path / "run" / "best_model.pt", speaking_model(enable_ttt=False), build_vocabulary())
+    monkeypatch.chdir(tmp_path)
+    audio.write(tmp_path / "a.wav")
+    assert export(capsys, "run", "hybrid")[0] == 0
+    lines = (tmp_path / "hybrid" / "README.md").read_text().splitlines()
+    (command,) = [line for line in lines if line.startswith("lact-asr transcribe ")]
+    result = transcribe(*shlex.split(command)[2:])
+    assert result.code == 0, result.err
 
 
 def test_a_checkpoint_alone_is_exported_and_its_card_says_what_is_not_known(saved_checkpoint, tmp_path, capsys):

@@ -20,7 +20,8 @@ from lact_asr.inference.convert_results import main as convert
 from lact_asr.inference.hybrid_asr_inference import main
 from lact_asr.inference.inference_setup import fill_in_defaults, make_recogniser
 from lact_asr.inference.language_models.language_model import load_language_model
-from lact_asr.inference.results.results_file import read_results
+from lact_asr.inference.results.results_file import ResultsWriter, read_results
+from lact_asr.inference.results.utterance_result import UtteranceResult
 from lact_asr.text import build_vocabulary
 
 ROOT = Path(__file__).parents[2]
@@ -322,11 +323,27 @@ def test_ttt_defaults_come_from_the_model(transcribe, saved_checkpoint, audio, t
     assert len(outputs) == 4
 
 
+def test_a_model_without_the_head_takes_entropy(transcribe, speaking_model, saved_checkpoint, audio, tmp_path):
+    save_checkpoint(tmp_path / "plain.pt", speaking_model(enable_ttt=False), build_vocabulary())
+    flags = ["--audio_file", audio.write(tmp_path / "a.wav"), "--greedy", "--use_ttt"]
+    bare = transcribe("--checkpoint", tmp_path / "plain.pt", *flags)
+    assert bare.code == 0, bare.err
+    assert "TTT: entropy, 1 step of adamw at 0.002 on norms,front_end, 1 layer frozen" in bare.err
+    assert bare.err.count("takes the TTT loss entropy, as it has no masked-prediction head.") == 1
+    named = transcribe("--checkpoint", tmp_path / "plain.pt", *flags, "--ttt_loss_type", "entropy")
+    assert (named.out, "takes the TTT loss" in named.err) == (bare.out, False)
+    assert "takes the TTT loss masked_prediction, which" in transcribe("--checkpoint", saved_checkpoint, *flags).err
+
+
 def test_refusals_and_silence_are_reported(transcribe, saved_checkpoint, audio, tmp_path):
     paths = [audio.write(tmp_path / f"{number}.wav", 0.1 if number else 0.7) for number in range(3)]
     flags = ["--checkpoint", saved_checkpoint, "--greedy", "--audio_file", *paths]
     adapted = transcribe(*flags, "--use_ttt")
     assert "TTT left 2 utterances as they were: the utterance is too short to mask." in adapted.err
+    uncertain = transcribe(*flags, "--use_ttt", "--ttt_loss_type", "entropy", "--ttt_max_entropy", 0.01)
+    assert "the output is too uncertain to learn from (above --ttt_max_entropy 0.01)." in uncertain.err
+    of_recipe = transcribe(*flags, "--use_ttt", "--ttt_recipe", "suta", "--ttt_max_entropy", 0.02)
+    assert "too uncertain to learn from (above --ttt_max_entropy 0.02)." in of_recipe.err
     without = transcribe(*flags, "--ttt_steps", 3, "--ttt_learning_rate", 0.1)
     assert "without effect: --ttt_steps, --ttt_learning_rate." in without.err
 
@@ -389,6 +406,32 @@ def test_resuming(transcribe, saved_checkpoint, librispeech, tmp_path):
     assert "was written with beam_size '1', not '7'" in other.err
 
 
+def test_default_results_of_other_settings_are_kept(transcribe, saved_checkpoint, librispeech, tmp_path):
+    shutil.copy(saved_checkpoint, tmp_path)
+    flags = ["--checkpoint", tmp_path / "best_model.pt", "--data_dir", librispeech, "--subset", "test-tiny", "--greedy"]
+    flags += ["--use_ttt", "--ttt_max_entropy", 1]
+    entropy, tent = ["--ttt_loss_type", "entropy"], ["--ttt_loss_type", "tent"]
+    for _ in range(2):  # the same again replaces it
+        assert transcribe(*flags, *entropy).code == 0
+    results = tmp_path / "results_test-tiny_greedy_ttt.jsonl"
+    before = results.read_bytes()
+    for other, difference in (
+        (
+            tent,
+            "(ttt_loss_type entropy, not tent, ttt_constant_updates True, not False, ttt_frozen_layers 1, not 0 and",
+        ),
+        (["--ttt_recipe", "tent"], "(another ttt_recipe, ttt_loss_type entropy, not None, "),
+        ([*entropy, "--seed", 1], "(seed 0, not 1): give --output another file, or --overwrite"),
+    ):
+        refused = transcribe(*flags, *other)
+        assert (refused.code, difference in refused.err) == (2, True), refused.err
+        assert results.read_bytes() == before
+    assert transcribe(*flags, *tent, "--output", tmp_path / "tent.jsonl").code == 0
+    assert results.read_bytes() == before
+    assert transcribe(*flags, *tent, "--overwrite").code == 0
+    assert results.read_bytes() != before
+
+
 # Other formats
 
 
@@ -436,12 +479,23 @@ def test_formats_of_a_corpus_come_from_a_results_file_that_can_be_resumed(
     assert transcribe(*flags, "--output_format", "ctm").code == 2
 
 
+def test_text_and_json_lines_are_converted_without_word_times(tmp_path):
+    with ResultsWriter(tmp_path / "r.jsonl") as writer:
+        writer.write(UtteranceResult("a.wav", None, "THE CAT", audio_seconds=1.0))
+    for name in ("a.txt", "a.jsonl"):
+        assert convert(["--results", str(tmp_path / "r.jsonl"), "--output", str(tmp_path / name)]) == 0
+    assert (tmp_path / "a.txt").read_text() == "a.wav\tTHE CAT\n"
+    (line,) = map(json.loads, (tmp_path / "a.jsonl").read_text().splitlines())
+    assert (line["text"], line["words"]) == ("THE CAT", None)
+
+
 def test_results_that_cannot_be_converted(transcribe, saved_checkpoint, librispeech, tmp_path, capsys):
     flags = ["--checkpoint", saved_checkpoint, "--data_dir", librispeech, "--subset", "test-tiny", "--greedy"]
     assert transcribe(*flags, "--output", tmp_path / "r.jsonl").code == 0
     for arguments, reason in (
         (["--output_format", "ctm"], "has no word times; transcribe with --word_times"),
         (["--output", str(tmp_path / "x")], "Give --output_format"),
+        (["--output", str(tmp_path / "r.jsonl")], "r.jsonl is also read: choose another file"),
     ):
         assert convert(["--results", str(tmp_path / "r.jsonl"), *arguments]) == 2
         assert reason in capsys.readouterr().err

@@ -455,7 +455,18 @@ def test_masked_prediction_needs_its_head(speaking_model, transformers_model):
         transformers_model("wav2vec2"),
     ):
         with pytest.raises(InputError, match=r"no masked-prediction head.*--ttt_loss_type entropy"):
-            TestTimeTrainer(model)
+            TestTimeTrainer(model, TTTSettings())
+
+
+def test_models_without_the_head_take_entropy_by_default(speaking_model, transformers_model):
+    masked = speaking_model(enable_ttt=False, ttt_optimizer="sgd", ttt_parameters="output", ttt_learning_rate=0.5)
+    for model in (masked, transformers_model("wav2vec2")):
+        (settings,) = TestTimeTrainer(model).settings
+        found = (settings.loss_type, settings.optimizer, settings.parameters, settings.learning_rate)
+        assert found == ("entropy", "adamw", None, None)
+    for trained_for in ("tent", "masked_prediction+tent"):
+        model = speaking_model(enable_ttt="+" in trained_for, ttt_loss_type=trained_for)
+        assert TestTimeTrainer(model).settings[0].loss_type == trained_for
 
 
 def test_a_blank_that_is_given_counts(model, waveform):

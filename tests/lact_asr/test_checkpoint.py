@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import re
 import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ import torch
 
 from lact_asr.checkpoint import FORMAT, load_checkpoint, load_torch_file, save_checkpoint, save_file_atomically
 from lact_asr.errors import InputError
+from lact_asr.modeling_hybrid_asr import HybridASRForCTC
 from lact_asr.processing_hybrid_asr import HybridASRProcessor
 
 VOCABULARY = {token: index for index, token in enumerate(["<pad>", "<s>", "</s>", "<unk>", "|", "'", "A", "B", "C"])}
@@ -237,3 +241,41 @@ def test_folders_that_cannot_be_used(model, tmp_path, monkeypatch):
     assert_refused(folder, "no checkpoint file, no folder")
     with pytest.raises(InputError, match=r"nobody/nothing.* …\)"):
         load_checkpoint("nobody/nothing")  # the hub's long reason ends with a whole word
+
+
+def test_the_hub_is_not_asked_for_mistyped_folders(tmp_path, monkeypatch, capsys):
+    """It would take half a minute to say no where it cannot be reached."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "checkpoints" / "hybrid").mkdir(parents=True)
+    asked = []
+
+    def ask(name, **options):
+        asked.append(name)
+        raise OSError("not found")
+
+    monkeypatch.setattr(HybridASRForCTC, "from_pretrained", ask)
+    for name, missing in {
+        "checkpoints/hybird": "checkpoints/hybird",
+        "checkpoint/hybrid/run": "checkpoint",
+        "hybird/": "hybird",
+        "./hybird": "hybird",
+        "~/hybrid": "~",
+        str(tmp_path / "runs" / "hybrid"): str(tmp_path / "runs"),
+    }.items():
+        with pytest.raises(InputError, match=f"^There is no folder {re.escape(missing)},"):
+            load_checkpoint(name)
+    assert (asked, capsys.readouterr().err) == ([], "")
+    for name in ("hybird", "someone/hybrid"):
+        with pytest.raises(InputError, match="no model that can be reached"):
+            load_checkpoint(name)
+        assert capsys.readouterr().err == f"There is no folder {name} here; asking the Hugging Face hub.\n"
+    assert asked == ["hybird", "someone/hybrid"]
+
+
+def test_a_folder_loads_without_warnings(model, tmp_path):
+    """In a process of its own: importing anything from lact_asr itself registers the model's type."""
+    model.save_pretrained(tmp_path)
+    HybridASRProcessor.from_vocabulary(VOCABULARY).save_pretrained(tmp_path)
+    command = "import sys; from lact_asr.checkpoint import load_checkpoint; load_checkpoint(sys.argv[1])"
+    result = subprocess.run([sys.executable, "-c", command, tmp_path], capture_output=True, text=True)
+    assert (result.returncode, "You are using a model of type" in result.stderr) == (0, False), result.stderr

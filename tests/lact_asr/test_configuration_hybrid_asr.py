@@ -148,3 +148,11 @@ def test_names_of_transformers_are_understood():
     config = HybridASRConfig.from_values({"vocab_size": 40, "num_attention_heads": 4, "pad_token_id": 3})
     assert (config.ctc_vocab_size, config.num_attn_heads, config.ctc_blank_id) == (40, 4, 3)
     assert config.vocab_size == 40
+
+
+def test_the_default_loss_is_the_one_that_was_trained_for():
+    assert HybridASRConfig().default_ttt_loss == "entropy"
+    assert HybridASRConfig(ttt_loss_type="tent").default_ttt_loss == "tent"
+    assert HybridASRConfig(ttt_loss_type="tent+masked_prediction").default_ttt_loss == "entropy"
+    for prepared in ({"enable_ttt": True}, {"ttt_training": "joint"}):  # training asks before it adds the head
+        assert HybridASRConfig(**prepared).default_ttt_loss == "masked_prediction"

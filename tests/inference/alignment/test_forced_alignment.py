@@ -133,6 +133,25 @@ def test_the_command_on_a_corpus_goes_on_behind_what_cannot_be_aligned(saved_che
     assert "7-2-0000: the transcript cannot be aligned" in capsys.readouterr().err
 
 
+def test_what_is_read_is_not_written_over(saved_checkpoint, audio, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    audio.write(tmp_path / "a.wav")
+    (tmp_path / "a.txt").write_text("THE CAT\n")
+    (tmp_path / "dev.jsonl").write_text('{"audio_filepath": "a.wav", "text": "THE CAT"}\n')
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    one = ["--audio_file", "a.wav", "--text_file", "a.txt"]
+    corpus = ["--data_dir", ".", "--subset", "dev", "--dataset_type", "manifest"]
+    for flags, reason in (
+        ([*one, "--output", "a.wav", "--output_format", "ctm"], "--output a.wav is also read"),
+        ([*one, "--output", "a.txt"], "--output a.txt is also read"),
+        ([*corpus, "--output", "dev.jsonl"], "--output dev.jsonl is also read"),
+        ([*one, "--output", "words.xyz"], "words.xyz has the suffix of no transcript format: take .txt, .jsonl"),
+    ):
+        assert main(["--checkpoint", str(saved_checkpoint), *flags]) == 2
+        assert reason in capsys.readouterr().err
+        assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [

@@ -166,6 +166,6 @@ def test_results_without_word_times_are_refused_and_failures_left_out():
 
     timed = UtteranceResult("a", None, "THE", words=(Word("THE", 0.0, 0.5),), audio_seconds=1.0)
     failed = UtteranceResult("b", None, message="a.wav is empty")
-    assert [transcript.id for transcript in timed_transcripts([timed, failed])] == ["a"]
+    assert [transcript.id for transcript in timed_transcripts([timed, failed], "ctm")] == ["a"]
     with pytest.raises(InputError, match="--word_times"):
-        timed_transcripts([UtteranceResult("c", None, "THE")])
+        timed_transcripts([UtteranceResult("c", None, "THE")], "ctm")

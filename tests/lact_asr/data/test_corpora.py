@@ -186,6 +186,22 @@ def test_fatal_manifests(tmp_path, content, sentence):
         load_corpus(tmp_path, "m", "manifest")
 
 
+def test_folders_that_are_something_else_are_recognised(tmp_path, monkeypatch):
+    (tmp_path / "manifests").mkdir()
+    (tmp_path / "manifests" / "dev.jsonl").write_text("")
+    with pytest.raises(InputError, match=r"but a manifest dev\.jsonl: give --dataset_type manifest"):
+        load_corpus(tmp_path / "manifests", "dev")
+    chapter = tmp_path / "corpus" / "dev-clean" / "7" / "1"
+    chapter.mkdir(parents=True)
+    (chapter / "7-1.trans.txt").write_text("7-1-0000 THE CAT\n")
+    monkeypatch.chdir(tmp_path / "corpus" / "dev-clean")
+    for folder in (Path("."), tmp_path / "corpus" / "dev-clean"):
+        with pytest.raises(InputError) as refused:
+            load_corpus(folder, "dev")
+        assert "looks like a subset itself: give its parent as --data_dir" in str(refused.value)
+        assert f"{tmp_path / 'corpus'}, and dev-clean as the subset" in str(refused.value)
+
+
 @pytest.mark.parametrize(
     ("subsets", "dataset_type", "sentence"),
     [
