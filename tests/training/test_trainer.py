@@ -139,8 +139,8 @@ def test_max_epochs_counts_steps_over_epoch_ends_when_accumulating(train, traini
 def test_steps_with_infinite_gradients_are_left_out_and_counted(train, monkeypatch):
     original, initial = run_setup.make_model, {}
 
-    def make_model(*arguments):
-        model = original(*arguments)
+    def make_model(*arguments, **options):
+        model = original(*arguments, **options)
         initial.update(copy.deepcopy(model.state_dict()))
         model.ctc_head.weight.register_hook(lambda gradient: torch.full_like(gradient, math.inf))
         return model
@@ -155,8 +155,8 @@ def test_steps_with_infinite_gradients_are_left_out_and_counted(train, monkeypat
 def test_training_goes_on_after_one_bad_gradient(train, monkeypatch):
     original, calls = run_setup.make_model, itertools.count()
 
-    def make_model(*arguments):
-        model = original(*arguments)
+    def make_model(*arguments, **options):
+        model = original(*arguments, **options)
         model.ctc_head.bias.register_hook(lambda gradient: gradient * (math.nan if next(calls) == 1 else 1.0))
         return model
 
