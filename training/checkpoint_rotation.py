@@ -6,7 +6,6 @@ import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from lact_asr.checkpoint import FileNotReadNow
@@ -76,8 +75,8 @@ def _checkpoints_at(path: Path) -> list[Path]:
     return paths
 
 
-def agreed_by_all(accelerator: Accelerator, find: Callable[[], list[Path]]) -> list[Path]:
-    """The checkpoints that every process finds.
+def agreed_by_all(find: Callable[[], list[Path]]) -> list[Path]:
+    """The checkpoints that every process finds; each must call this.
 
     Raises:
         InputError: of the first process that meets one, on all of them; or they find different ones.

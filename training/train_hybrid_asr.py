@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
 
     accelerator = make_accelerator(arguments)
     resume_from = agreed_by_all(
-        accelerator, lambda: checkpoints_to_resume_from(arguments.resume_from_checkpoint, arguments.output_dir)
+        lambda: checkpoints_to_resume_from(arguments.resume_from_checkpoint, arguments.output_dir)
     )
     prepare_output_dir(arguments.output_dir)
     try:

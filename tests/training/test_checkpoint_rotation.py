@@ -16,6 +16,7 @@ from benchmarks.kill_and_resume import values_by_name
 from lact_asr.checkpoint import save_file_atomically
 from lact_asr.errors import InputError
 from lact_asr.training.checkpoint_rotation import (
+    agreed_by_all,
     checkpoint_path,
     checkpoints_to_resume_from,
     delete_unfinished_files,
@@ -103,6 +104,21 @@ def test_a_file_system_that_fails_is_no_damage(tmp_path, monkeypatch):
     monkeypatch.setattr("lact_asr.checkpoint.torch.load", stale)
     with pytest.raises(InputError, match=r"checkpoint_00000006\.pt could not be read \(Stale file handle\): try again"):
         load_newest_readable(paths, lambda sentence: None)
+
+
+def test_processes_that_see_different_checkpoints_are_told_so(tmp_path, monkeypatch):
+    paths = save(tmp_path, 4, 6)
+    others: list[tuple] = []
+    monkeypatch.setattr("lact_asr.training.checkpoint_rotation.gather_object", lambda own: own + others)
+    assert agreed_by_all(lambda: paths) == paths
+    others.append((None, [path.name for path in paths]))
+    assert agreed_by_all(lambda: paths) == paths
+    others.append((None, []))  # a machine whose output folder is its own
+    with pytest.raises(InputError, match="do all machines share the output folder"):
+        agreed_by_all(lambda: paths)
+    others[-1] = ("There is no training state to resume from at X.", [])
+    with pytest.raises(InputError, match="no training state to resume from at X"):
+        agreed_by_all(lambda: paths)
 
 
 def test_nothing_readable_is_refused(tmp_path):

@@ -5,12 +5,14 @@ import itertools
 import json
 import math
 import re
+import time
 
 import pytest
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
 import lact_asr.training.run_setup as run_setup
+from lact_asr.data.batching import SpeechDataset
 from lact_asr.text import build_vocabulary
 from lact_asr.training.optimization import schedule_factor
 from lact_asr.training.trainer import Trainer, TrainingLosses
@@ -150,6 +152,20 @@ def test_steps_with_infinite_gradients_are_left_out_and_counted(train, monkeypat
     assert [event["skipped_steps"] for event in run.events("train")] == [1, 2]
     for name, value in run.state()["model"].items():
         assert torch.equal(value, initial[name]), name
+
+
+def test_logged_speed_counts_waiting_for_data(train, monkeypatch):
+    read = SpeechDataset.__getitem__
+
+    def slowly(self, draws):
+        time.sleep(0.5)
+        return read(self, draws)
+
+    monkeypatch.setattr(SpeechDataset, "__getitem__", slowly)
+    run = train("--max_steps", 4, "--logging_steps", 4)
+    (event,) = run.events("train")
+    assert event["share_waiting_for_data"] > 0.5
+    assert event["audio_seconds_per_second"] < event["audio_hours"] * 3600 / (4 * 0.5)
 
 
 def test_training_goes_on_after_one_bad_gradient(train, monkeypatch):
