@@ -48,13 +48,8 @@ CORPUS_HOURS = 0.01
 STARTING, STEPPING, WRITING = MOMENTS = ("while starting", "in a step", "while writing a checkpoint")
 MOST_STEPS_AHEAD = 2  # of what is planned
 SPARE_STEPS = 10  # so that no process comes to the end before it is killed
-TIMES = (
-    "time",
-    "audio_seconds_per_second",
-    "share_waiting_for_data",
-    "seconds",
-    "data_seconds",
-)  # what differs between any two runs
+# What differs between any two runs.
+TIMES = ("time", "audio_seconds_per_second", "share_waiting_for_data", "seconds", "data_seconds")
 
 
 @dataclass(frozen=True)

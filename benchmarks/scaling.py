@@ -342,13 +342,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--docs", type=Path, help="a document with marks to write between, e.g. docs/scaling.md")
     args = parser.parse_args(argv)
     measured = [_read_measured(path) for path in args.measured]
-    assumed = Assumptions()
-    for content in measured:
-        assumed = with_measured_rates(assumed, content)
+    assumed, fit = Assumptions(), fit_costs(measured)
     model = count_model(args.config_path, assumed.utterance_seconds)
-    fit = fit_costs(measured)
-    if fit is not None and assumed.utilisation == Assumptions().utilisation:
+    if fit is not None:
         assumed = with_fitted_utilisation(assumed, model, fit)
+    for content in measured:  # a GPU's own figures count more than what is carried over from CPUs
+        assumed = with_measured_rates(assumed, content)
     content = {
         "model": asdict(model),
         "assumptions": asdict(assumed),

@@ -98,13 +98,11 @@ def load_torch_file(path: Path) -> object:
                 f"{path} holds pickled Python objects, which can run code when they are loaded; it was not opened."
             ) from None
         raise InputError(f"{path} is not a checkpoint, or it is damaged.") from None
-    except OSError as error:
-        if error.errno in _FILE_SYSTEM_FAILURES:
+    except Exception as error:  # on bytes that are no checkpoint the unpickler fails in any way, IndexError included
+        if isinstance(error, OSError) and error.errno in _FILE_SYSTEM_FAILURES:
             raise FileNotReadNow(
                 f"{path} could not be read ({error.strerror}): try again, or move it away if that does not help."
             ) from None
-        raise InputError(f"{path} is not a checkpoint, or truncated or damaged ({error}); copy it again.") from None
-    except Exception as error:  # on bytes that are no checkpoint the unpickler fails in any way, IndexError included
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{path} is not a checkpoint, or truncated or damaged ({reason}); copy it again.") from None
 

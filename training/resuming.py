@@ -24,27 +24,20 @@ def find_position(progress: Progress, batches: SpeechDataLoader, report: Callabl
         batches: the loader of this process.
         report: is given a sentence where the data have changed.
     """
-    state = {"epoch": progress.epoch, "batches_done": 0}
-    if progress.data_digest in (None, batches.plan.digest()):
-        own = batches.state_dict()["processes"]
-        processes = own if progress.processes is None else progress.processes
-        state |= {
-            "batches_done": progress.batches_done,
-            "processes": processes,
-            "earlier_parts": progress.earlier_parts,
-        }
-        progress.processes_changed |= processes != own
-    else:
+    before = progress.position()
+    if progress.data_digest not in (None, batches.plan.digest):
         report("The training data, their batches or the seed are not those of the checkpoint: its epoch starts anew.")
-    batches.load_state_dict(state)
-    progress.data_digest = batches.plan.digest()
+        before = {"epoch": progress.epoch, "batches_done": 0}
+    batches.load_state_dict(before)
+    progress.data_digest = batches.plan.digest
     progress.take_position(batches.state_dict())
+    progress.processes_changed |= before.get("processes") not in (None, progress.processes)
 
 
 def steps_left(batches: SpeechDataLoader, max_epochs: int, gradient_accumulation_steps: int) -> int:
     """Optimiser steps that the rest of this epoch and the whole ones after it make for this number of processes."""
-    later = sum(batches.batches_of_epoch(epoch) for epoch in range(batches.epoch + 1, max_epochs))
-    return math.ceil((batches.batches_left + later) / gradient_accumulation_steps)
+    whole_epochs = max(0, max_epochs - batches.epoch - 1)  # as long as this one, as `total_steps` takes them
+    return math.ceil((batches.batches_left + whole_epochs * batches.batches_per_epoch) / gradient_accumulation_steps)
 
 
 def peaks_and_decays(optimizer: torch.optim.Optimizer) -> list[tuple[float, float]]:

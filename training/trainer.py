@@ -16,7 +16,7 @@ from tqdm import tqdm
 from lact_asr.audio import SAMPLE_RATE_HZ
 from lact_asr.checkpoint import BEST_MODEL, save_checkpoint
 from lact_asr.data.batching import SpeechDataLoader
-from lact_asr.errors import InputError
+from lact_asr.errors import InputError, warn
 from lact_asr.modeling_hybrid_asr import HybridASRForCTC
 from lact_asr.processing_hybrid_asr import HybridASRProcessor
 from lact_asr.text import WORD_DELIMITER_TOKEN
@@ -31,7 +31,7 @@ from lact_asr.training.processes import (
     whole_model,
 )
 from lact_asr.training.resuming import find_position, follow_schedule, peaks_and_decays, steps_left
-from lact_asr.training.run_log import LOG_NAME, RunLog, warn
+from lact_asr.training.run_log import LOG_NAME, RunLog
 from lact_asr.training.stop_request import Stopped, StopRequest
 from lact_asr.training.training_losses import LOGGED_LOSSES, TrainingLosses
 from lact_asr.training.training_state import Progress, random_state, restore_random_state, save_training_state
@@ -80,7 +80,7 @@ class Trainer:
         self.model, self.optimizer = accelerator.prepare(losses, make_optimizer(groups))
         # The schedule counts optimiser steps of the whole run, so accelerate must not multiply it by the processes.
         self.scheduler = make_scheduler(self.optimizer.optimizer, arguments.warmup_steps, self.total_steps)
-        self.progress = Progress(data_digest=training_batches.plan.digest())
+        self.progress = Progress(data_digest=training_batches.plan.digest)
         self._recent: list[dict[str, float]] = []  # batches of the steps since the last line of the log
         self._step_batches: list[dict[str, float]] = []  # of the step under way
         self._step_ids: list[str] = []

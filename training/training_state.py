@@ -51,6 +51,10 @@ class Progress:
     skipped_in_a_row: int = 0
     audio_seconds: float = 0.0
 
+    def position(self) -> dict:
+        """For `SpeechDataLoader.load_state_dict`."""
+        return {name: getattr(self, name) for name in ("epoch", "batches_done", "processes", "earlier_parts")}
+
     def take_position(self, state: dict) -> None:
         """Note a `SpeechDataLoader.state_dict`."""
         self.epoch, self.batches_done = state["epoch"], state["batches_done"]

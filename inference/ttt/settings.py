@@ -106,9 +106,8 @@ class TTTSettings:
             "mask_length": config.ttt_mask_length,
             "chunk_size": config.ttt_chunk_size,
         }
-        if (
-            config.default_ttt_loss == config.ttt_loss_type
-        ):  # else these were meant for a loss that the model cannot have
+        # Otherwise these were meant for a loss that the model cannot have.
+        if config.default_ttt_loss == config.ttt_loss_type:
             values |= {
                 "parameters": None if config.ttt_parameters is None else parse_groups(config.ttt_parameters),
                 "optimizer": config.ttt_optimizer,

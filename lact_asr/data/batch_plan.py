@@ -7,6 +7,7 @@ where it stopped.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import random
 from bisect import bisect_left
@@ -125,6 +126,7 @@ class BatchPlan:
             batches = _divisible(batches, processes)[processes * done :]
         return (_divisible(batches, world_size) if self.shuffle else batches)[rank::world_size]
 
+    @functools.cached_property
     def digest(self) -> str:
         """Equal for plans with equal batches: of utterances, weights and all settings."""
         facts = (

@@ -286,10 +286,11 @@ class SpeechDataLoader:
         """Batches of this rank that the next iteration gives."""
         return len(self) - self._position.batches_done
 
-    def batches_of_epoch(self, epoch: int) -> int:
-        """Batches of this rank in a whole epoch."""
+    @property
+    def batches_per_epoch(self) -> int:
+        """Batches of this rank in the whole of the current epoch, whatever is done of it already."""
         position = self._position
-        return len(self.plan.rank_batches(epoch, position.world_size, position.rank))
+        return len(self.plan.rank_batches(position.epoch, position.world_size, position.rank))
 
     def state_dict(self) -> dict[str, Any]:
         """Where the loader is: the epoch, and the batches of it that each process was handed. Plain values."""
@@ -306,8 +307,9 @@ class SpeechDataLoader:
         position, done = self._position, int(state["batches_done"])
         position.go_to_epoch(int(state["epoch"]))
         position.earlier_parts = [(int(processes), int(part)) for processes, part in state.get("earlier_parts", [])]
-        if (processes := int(state.get("processes", position.world_size))) != position.world_size:
-            position.earlier_parts.append((processes, done))
+        processes = state.get("processes") or position.world_size
+        if processes != position.world_size:
+            position.earlier_parts.append((int(processes), done))
         else:
             position.batches_done = done
 
