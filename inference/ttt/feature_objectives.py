@@ -9,6 +9,7 @@ from lact_asr.inference.ttt.objectives import (
     CONFUSION_WEIGHT,
     ENTROPY_WEIGHT,
     TEMPERATURE,
+    at_least_float32,
     class_confusion,
     spoken_entropy,
     tent_objective,
@@ -31,9 +32,9 @@ def temporal_coherence(features: Tensor, logits: Tensor, blank_id: int) -> Tenso
         blank_id: the CTC blank.
 
     Returns:
-        A float32 scalar, 0 where no frame but the first speaks.
+        A scalar, at least float32, 0 where no frame but the first speaks.
     """
-    frames = features.float()
+    frames = at_least_float32(features)
     spoken = (logits.argmax(-1) != blank_id)[1:]
     smoothed = torch.softmax(frames @ frames.mT, dim=-1) @ frames + frames
     steps = (smoothed[1:] - smoothed[:-1])[spoken]
@@ -45,7 +46,7 @@ def coherent_entropy(features: Tensor, logits: Tensor, blank_id: int) -> Tensor:
 
     The second stage of CEA (arXiv 2310.09505); arguments as there.
     """
-    scaled = logits.float() / TEMPERATURE
+    scaled = at_least_float32(logits) / TEMPERATURE
     loss = ENTROPY_WEIGHT * tent_objective(scaled) + CONFUSION_WEIGHT * class_confusion(scaled)
     return loss + COHERENCE_WEIGHT * temporal_coherence(features, logits, blank_id)
 
@@ -62,10 +63,10 @@ def utterance_alignment(features: Tensor, hidden_states: Tensor, source: Feature
         source: statistics of the same model in training.
 
     Returns:
-        A float32 scalar.
+        A scalar, at least float32.
     """
-    of_features = (features.float().mean(0) - source.feature_mean).square().sum()
-    of_hidden_states = (hidden_states.float().mean(1) - source.hidden_mean).square().sum()
+    of_features = (at_least_float32(features).mean(0) - source.feature_mean).square().sum()
+    of_hidden_states = (at_least_float32(hidden_states).mean(1) - source.hidden_mean).square().sum()
     return of_features + of_hidden_states / hidden_states.shape[-1]
 
 
@@ -82,13 +83,13 @@ def token_alignment(hidden_states: Tensor, logits: Tensor, blank_id: int, source
         source: statistics of the same model in training.
 
     Returns:
-        A float32 scalar, 0 where no such token is said.
+        A scalar, at least float32, 0 where no such token is said.
     """
     said = logits.argmax(-1)
     tokens = [token for token in said.unique().tolist() if token != blank_id and source.token_count[token] > 0]
-    total = 0.0 * hidden_states.float().sum()
+    total = 0.0 * at_least_float32(hidden_states).sum()
     for token in tokens:
-        frames = hidden_states[:, said == token].float()
+        frames = at_least_float32(hidden_states[:, said == token])
         variance, mean = torch.var_mean(frames, dim=1, correction=0)
         deviation = variance.clamp_min(
             torch.finfo(variance.dtype).tiny
@@ -115,7 +116,7 @@ def e_bats_objective(
         source: statistics of the same model in training.
 
     Returns:
-        A float32 scalar.
+        A scalar, at least float32.
     """
     entropy = spoken_entropy(logits, blank_id, E_BATS_TEMPERATURE)
     if bool((logits.argmax(-1) == blank_id).all()):

@@ -14,6 +14,11 @@ RENYI_ORDER = 1.5
 UNLIKELY = 0.4  # times the probability of a uniform distribution
 
 
+def at_least_float32(values: Tensor) -> Tensor:
+    """What losses are computed in: 16 bits are too few for sums over frames, and float64 stays what it is."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 def frame_entropy(logits: Tensor) -> Tensor:
     """H(p_t) = −Σ_v p_tv log p_tv in nats: [..., T, V] -> [..., T]."""
     log_probs = functional.log_softmax(logits, dim=-1)
@@ -52,10 +57,10 @@ def suta_objective(logits: Tensor, blank_id: int) -> Tensor:
         blank_id: the CTC blank; a frame is non-blank where another class is the most likely.
 
     Returns:
-        A float32 scalar. Where every frame is blank only the class confusion is left: an entropy of no frames
+        A scalar, at least float32. Where every frame is blank only the class confusion is left: an entropy of no frames
         would be NaN, and 0 in its place would reward blanks.
     """
-    scaled = logits.float() / TEMPERATURE
+    scaled = at_least_float32(logits) / TEMPERATURE
     loss = CONFUSION_WEIGHT * class_confusion(scaled)
     spoken = logits.argmax(-1) != blank_id
     if bool(spoken.any()):
@@ -64,8 +69,8 @@ def suta_objective(logits: Tensor, blank_id: int) -> Tensor:
 
 
 def tent_objective(logits: Tensor) -> Tensor:
-    """The mean entropy of all frames of [T, V] (Tent, Wang et al., arXiv 2006.10726): a float32 scalar."""
-    return frame_entropy(logits.float()).mean()
+    """The mean entropy of all frames of [T, V] (Tent, Wang et al., arXiv 2006.10726): a scalar, at least float32."""
+    return frame_entropy(at_least_float32(logits)).mean()
 
 
 def renyi_entropy(logits: Tensor, alpha: float) -> Tensor:
@@ -74,12 +79,12 @@ def renyi_entropy(logits: Tensor, alpha: float) -> Tensor:
 
 
 def negative_sampling(logits: Tensor) -> Tensor:
-    """−mean_t log(1 − Σ p_tv over the classes that are unlikely): a float32 scalar of [T, V].
+    """−mean_t log(1 − Σ p_tv over the classes that are unlikely): a scalar of [T, V], at least float32.
 
     Unlikely are those whose probability is below 0.4 / V; p is at temperature 2.5 (SGEM, Kim et al., arXiv 2306.01981).
     """
-    scaled = functional.softmax(logits.float() / TEMPERATURE, dim=-1)
-    unlikely = functional.softmax(logits.float(), dim=-1) < UNLIKELY / logits.shape[-1]
+    scaled = functional.softmax(at_least_float32(logits) / TEMPERATURE, dim=-1)
+    unlikely = functional.softmax(at_least_float32(logits), dim=-1) < UNLIKELY / logits.shape[-1]
     return -torch.log1p(-(scaled * unlikely).sum(-1)).mean()
 
 
@@ -96,19 +101,19 @@ def generalised_entropy(logits: Tensor, blank_id: int, path: Tensor | None = Non
     loss = negative_sampling(logits)
     spoken = (logits.argmax(-1) if path is None else path) != blank_id
     if bool(spoken.any()):
-        loss = loss + renyi_entropy(logits[spoken].float() / TEMPERATURE, RENYI_ORDER).mean()
+        loss = loss + renyi_entropy(at_least_float32(logits[spoken]) / TEMPERATURE, RENYI_ORDER).mean()
     return loss
 
 
 def spoken_entropy(logits: Tensor, blank_id: int, temperature: float = 1.0) -> Tensor:
-    """The mean entropy of the non-blank frames of [T, V], a float32 scalar; 0 without a gradient's direction where all are blank.
+    """The mean entropy of the non-blank frames of [T, V], at least float32; 0 without a gradient's direction where all are blank.
 
     What SAR (Niu et al., arXiv 2302.12400) minimises and judges reliability by, for CTC as in E-BATS' comparison (arXiv 2506.07078).
     """
     spoken = logits.argmax(-1) != blank_id
     if not bool(spoken.any()):
-        return 0.0 * logits.float().sum()
-    return frame_entropy(logits[spoken].float() / temperature).mean()
+        return 0.0 * at_least_float32(logits).sum()
+    return frame_entropy(at_least_float32(logits[spoken]) / temperature).mean()
 
 
 def confidence_entropy(logits: Tensor, blank_id: int) -> Tensor:
@@ -122,9 +127,9 @@ def confidence_entropy(logits: Tensor, blank_id: int) -> Tensor:
         blank_id: the CTC blank.
 
     Returns:
-        A float32 scalar; as `suta_objective` where every frame is blank.
+        A scalar, at least float32; as `suta_objective` where every frame is blank.
     """
-    scaled = logits.float() / TEMPERATURE
+    scaled = at_least_float32(logits) / TEMPERATURE
     loss = CONFUSION_WEIGHT * class_confusion(scaled)
     spoken = logits.argmax(-1) != blank_id
     if bool(spoken.any()):
@@ -142,9 +147,9 @@ def view_consistency(first: Tensor, second: Tensor) -> Tensor:
         first, second: logits [T, V] of one utterance under two masks.
 
     Returns:
-        A float32 scalar.
+        A scalar, at least float32.
     """
-    p, q = (functional.log_softmax(logits.float(), dim=-1) for logits in (first, second))
+    p, q = (functional.log_softmax(at_least_float32(logits), dim=-1) for logits in (first, second))
     towards = functional.kl_div(q, p.detach(), reduction="none", log_target=True)
     back = functional.kl_div(p, q.detach(), reduction="none", log_target=True)
     return 0.5 * (towards + back).sum(-1).mean()

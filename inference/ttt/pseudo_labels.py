@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from lact_asr.inference.ttt.objectives import at_least_float32
+
 
 def pseudo_label_loss(logits: Tensor, blank_id: int, labels: Sequence[Tensor]) -> Tensor:
     """The mean over transcripts of −log p(transcript | utterance), CTC's (Graves et al. 2006).
@@ -21,9 +23,9 @@ def pseudo_label_loss(logits: Tensor, blank_id: int, labels: Sequence[Tensor]) -
         labels: transcripts, each [L] int64 without blanks, none too long for T frames.
 
     Returns:
-        A float32 scalar; 0 where every transcript is empty.
+        A scalar, at least float32; 0 where every transcript is empty.
     """
-    log_probs = functional.log_softmax(logits.float(), dim=-1)
+    log_probs = functional.log_softmax(at_least_float32(logits), dim=-1)
     losses = [
         functional.ctc_loss(log_probs, transcript, (len(logits),), (len(transcript),), blank_id, reduction="sum")
         for transcript in labels

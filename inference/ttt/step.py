@@ -17,6 +17,7 @@ from lact_asr.inference.ttt.feature_objectives import (
     utterance_alignment,
 )
 from lact_asr.inference.ttt.objectives import (
+    at_least_float32,
     class_confusion,
     confidence_entropy,
     generalised_entropy,
@@ -244,7 +245,7 @@ OBJECTIVES: dict[str, Objective] = {
     # The cheapest step gave the same word error rate as the full one; beyond a quarter of the largest entropy steps did harm (docs/results.md).
     "entropy": Objective(_of_logits(suta_objective), constant_updates=True, frozen_layers=1, max_entropy=0.25),
     "tent": Objective(_of_logits(lambda logits, blank_id: tent_objective(logits)), parameters=("norms",)),
-    "class_confusion": Objective(_of_logits(lambda logits, blank_id: class_confusion(logits.float()))),
+    "class_confusion": Objective(_of_logits(lambda logits, blank_id: class_confusion(at_least_float32(logits)))),
     "generalised_entropy": Objective(_of_logits(generalised_entropy, path=StepView.path)),
     "consistency": Objective(_consistency, masks=True),
     "spoken_entropy": Objective(_of_logits(spoken_entropy), parameters=("norms",)),

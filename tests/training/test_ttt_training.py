@@ -107,7 +107,7 @@ def test_meta_training_differentiates_through_the_step(make_losses, noisy_batch,
         expected = by_hand(losses, batch, model.ttt_rates.log_rates.exp())
         wanted = torch.autograd.grad(expected, list(model.parameters()), allow_unused=True)
     found = losses(**batch)
-    torch.testing.assert_close(found.total, expected.float(), rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(found.total, expected, rtol=1e-6, atol=1e-8)
     found.total.backward()
     for (name, parameter), gradient in zip(model.named_parameters(), wanted, strict=True):
         if gradient is not None:
