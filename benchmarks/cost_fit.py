@@ -51,13 +51,8 @@ def fit_costs(measured: Sequence[dict]) -> CostFit | None:
 
 
 def _points(content: dict) -> list[tuple[float, float]]:
-    points = []
-    for row in content["rows"]:
-        seconds = row["step_seconds"]
-        audio_hours = row["audio_hours_per_hour"] * seconds / 3600
-        operations = row["flops_per_audio_hour"] * audio_hours / content["matmul_flops_per_second"]
-        points.append((operations / seconds, row["peak_bytes"] / content["copy_bytes_per_second"] / seconds))
-    return points
+    copy_rate = content["copy_bytes_per_second"]
+    return [(row["utilisation"], row["peak_bytes"] / copy_rate / row["step_seconds"]) for row in content["rows"]]
 
 
 def _least_squares_above_zero(parts: np.ndarray) -> np.ndarray:
