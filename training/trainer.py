@@ -357,19 +357,21 @@ class Trainer:
         """
         random_states, recent = gather_object([self._random_state]), gather_object([self._recent])
         model, optimizer = model_state(self.plain_losses), optimizer_state(self.plain_losses, self.optimizer.optimizer)
-        if not self.accelerator.is_main_process:
-            return
+        try:
+            if self.accelerator.is_main_process:
+                self._write_state(model=model, optimizer=optimizer, random=random_states, recent=recent)
+        finally:  # a launcher ends the others as soon as one leaves, be the main one still writing
+            self.accelerator.wait_for_everyone()
+
+    def _write_state(self, **of_all_processes: object) -> None:
         self.log.flush()
         scaler = self.accelerator.scaler
         path = checkpoint_path(self.arguments.output_dir, self.progress.step)
         save_training_state(
             path,
-            model=model,
-            optimizer=optimizer,
+            **of_all_processes,
             scheduler=self.scheduler.state_dict(),
             scaler=None if scaler is None else scaler.state_dict(),
-            random=random_states,
-            recent=recent,
             progress=self.progress,
             vocabulary=self.vocabulary,
         )

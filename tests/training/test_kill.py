@@ -102,6 +102,23 @@ def test_sigterm_to_launcher_and_processes_at_once_saves(start_in_two_processes,
     assert checkpoint > checkpoint_path(folder, 0)
 
 
+@pytest.mark.slow
+def test_no_process_leaves_while_the_main_one_is_still_saving(
+    start_in_two_processes, wait_for, write_config, tmp_path, monkeypatch
+):
+    """A launcher ends the others with the first one that leaves after a signal."""
+    monkeypatch.setenv("SECONDS_OF_A_SAVE", "2")
+    config, folder = write_config(tmp_path), tmp_path / "stopped"
+    flags = ("--max_steps", 100_000, "--save_steps", 100_000)
+    with start_in_two_processes(config, tmp_path, {"stopped": flags}) as launched:
+        log = folder / "training_log.jsonl"
+        wait_for(lambda: log.exists() and log.stat().st_size > 0, launched)
+        for number in children(launched.pid):
+            os.kill(number, signal.SIGTERM)
+        launched.communicate(timeout=60)
+    assert len(saved_checkpoints(folder)) == 1
+
+
 def children(process: int) -> list[int]:
     """Numbers of the processes that one has started."""
     return list(map(int, Path(f"/proc/{process}/task/{process}/children").read_text().split()))
