@@ -35,6 +35,8 @@ def main(argv: list[str] | None = None) -> int:
                 score_test_subset(arguments, accelerator)
             if trainer.log is not None:
                 trainer.log.close()
+            if exit_code != 0:  # a launcher ends the others as soon as one leaves so, be trackers still sending
+                accelerator.wait_for_everyone()
     except OSError as error:
         if error.errno not in FULL_DISK:
             raise
