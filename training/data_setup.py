@@ -14,8 +14,9 @@ from lhotse import CutSet
 from lact_asr.checkpoint import load_checkpoint
 from lact_asr.data.augmentation import WaveformAugmentation
 from lact_asr.data.batching import SpeechDataLoader, make_dataloader
-from lact_asr.data.corpora import Corpus, drop_unfit, load_corpus
+from lact_asr.data.corpora import Corpus, load_corpus
 from lact_asr.data.corpus_listings import subset_names
+from lact_asr.data.ctc_fit import drop_unfit
 from lact_asr.data.download import download
 from lact_asr.data.noise import NoiseMixer, coloured_noises, load_noise_folder
 from lact_asr.data.reverberation import load_impulse_responses

@@ -12,15 +12,12 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
 from lhotse.audio import AudioSource
 from tqdm import tqdm
@@ -43,7 +40,7 @@ from lact_asr.text import normalise_text, unspellable_characters
 
 _HEADER_THREADS = 16
 _PATHS_PER_TASK = 64
-_PROGRESS_BAR_FROM = 5_000
+PROGRESS_BAR_FROM = 5_000
 _DURATION_SLACK_SECONDS = 0.1
 
 
@@ -152,60 +149,6 @@ def transcript(cut: MonoCut) -> str:
     return cut.supervisions[0].text
 
 
-def drop_unfit(
-    corpus: Corpus,
-    frame_lengths: Callable[[torch.Tensor], torch.Tensor],
-    tokenizer: Any,
-    crop_samples: int | None = None,
-    max_audio_seconds: float | None = None,
-) -> Corpus:
-    """Split off the utterances on which a CTC model cannot be trained, and name them as problems.
-
-    CTC (Graves et al. 2006) needs a frame for each label and a blank between two equal ones: frames >= labels +
-    adjacent repeats.
-
-    Args:
-        corpus: what `load_corpus` returned; unchanged.
-        frame_lengths: the model's map from samples [N] int64 to frames [N].
-        tokenizer: the CTC tokenizer; labels are ``tokenizer(text).input_ids``.
-        crop_samples: length to which training cuts the audio (transcripts stay whole), if it does.
-        max_audio_seconds: longer utterances are left out.
-
-    Raises:
-        InputError: nothing remains.
-    """
-    cuts = list(corpus.cuts)
-    unfit = find_unfit(cuts, frame_lengths, tokenizer, crop_samples, max_audio_seconds)
-    kept = [index for index, problem in enumerate(unfit) if problem is None]
-    problems = [*corpus.problems, *(problem for problem in unfit if problem is not None)]
-    if not kept:
-        raise InputError(f"no utterance of {corpus.name} can be used: {problems[-1].sentence}")
-    weights = None if corpus.weights is None else [corpus.weights[index] for index in kept]
-    return Corpus(corpus.name, CutSet.from_cuts(cuts[index] for index in kept), problems, weights)
-
-
-def find_unfit(
-    cuts: list[MonoCut],
-    frame_lengths: Callable[[torch.Tensor], torch.Tensor],
-    tokenizer: Any,
-    crop_samples: int | None = None,
-    max_audio_seconds: float | None = None,
-) -> list[Problem | None]:
-    """Why each utterance cannot be trained on, None where it can; arguments are those of `drop_unfit`."""
-    samples = torch.tensor([cut_samples(cut) for cut in cuts], dtype=torch.int64)
-    cropped = samples if crop_samples is None else samples.clamp(max=crop_samples)
-    frames = frame_lengths(cropped.clamp(min=MIN_SAMPLES)).tolist()
-    bar = tqdm(cuts, "fitting transcripts", unit=" utterances", disable=len(cuts) < _PROGRESS_BAR_FROM, leave=False)
-    reasons = [
-        _unfit_reason(cut, num_samples, num_frames, tokenizer, max_audio_seconds)
-        for cut, num_samples, num_frames in zip(bar, samples.tolist(), frames, strict=True)
-    ]
-    return [
-        None if reason is None else Problem(cut.id, f"{cut.id}: {reason[1]}", reason[0])
-        for cut, reason in zip(cuts, reasons, strict=True)
-    ]
-
-
 def read_cut(cut: MonoCut) -> np.ndarray:
     """The recording of a cut, float32 [samples], mono, 16 kHz; raises as `lact_asr.audio.read_audio`."""
     duration = None if cut.end >= cut.recording.duration else cut.duration
@@ -221,36 +164,6 @@ def shard_of(cut: MonoCut) -> Path | None:
 def cut_samples(cut: MonoCut) -> int:
     """Samples at 16 kHz that reading a cut gives."""
     return round(cut.duration * SAMPLE_RATE_HZ)
-
-
-def frames_needed(labels: Sequence[int]) -> int:
-    """Frames that CTC needs at least for a label sequence: its length plus the number of adjacent equal labels."""
-    return len(labels) + sum(left == right for left, right in pairwise(labels))
-
-
-def _unfit_reason(
-    cut: MonoCut, num_samples: int, num_frames: int, tokenizer: Any, max_audio_seconds: float | None
-) -> tuple[str, str] | None:
-    """(kind, sentence) if an utterance cannot be trained on, else None."""
-    if num_samples < MIN_SAMPLES:
-        return (
-            "shorter than one frame",
-            f"{num_samples} samples at 16 kHz are fewer than the {MIN_SAMPLES} of one frame",
-        )
-    if max_audio_seconds is not None and cut.duration > max_audio_seconds:
-        return (
-            f"longer than {max_audio_seconds:g} s",
-            f"{cut.duration:.2f} s are more than the limit of {max_audio_seconds:g} s",
-        )
-    labels = tokenizer(transcript(cut)).input_ids
-    if tokenizer.unk_token_id in labels:
-        return "characters outside of the vocabulary", f"the vocabulary cannot spell {transcript(cut)!r}"
-    if num_frames < frames_needed(labels):
-        return (
-            "transcript longer than its frames",
-            f"{num_frames} frames cannot hold {len(labels)} labels, which need {frames_needed(labels)}",
-        )
-    return None
 
 
 def _with_unique_id(entry: Entry, subset: str, seen_ids: set[str]) -> Entry:
@@ -305,7 +218,7 @@ def _read_headers(paths: Iterable[Path], show_progress: bool) -> dict[Path, Audi
     paths = sorted(paths)
     tasks = [paths[start : start + _PATHS_PER_TASK] for start in range(0, len(paths), _PATHS_PER_TASK)]
     headers: dict[Path, AudioHeader | str] = {}
-    hidden = not show_progress or len(paths) < _PROGRESS_BAR_FROM
+    hidden = not show_progress or len(paths) < PROGRESS_BAR_FROM
     with (
         tqdm(total=len(paths), desc="reading audio headers", unit=" files", disable=hidden, leave=False) as bar,
         ThreadPoolExecutor(_HEADER_THREADS) as pool,

@@ -13,8 +13,9 @@ from lhotse import MonoCut
 from tqdm import tqdm
 
 from lact_asr.audio import MIN_SAMPLES, SAMPLE_RATE_HZ
-from lact_asr.data.corpora import find_unfit, make_cuts, read_cut, transcript
+from lact_asr.data.corpora import make_cuts, read_cut, transcript
 from lact_asr.data.corpus_listings import Listing, Problem
+from lact_asr.data.ctc_fit import find_unfit
 from lact_asr.errors import InputError
 
 # Read English has about 15 characters a second; beyond these bounds a transcript hardly belongs to its recording.

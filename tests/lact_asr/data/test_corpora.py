@@ -8,10 +8,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from lact_asr.data.corpora import drop_unfit, frames_needed, load_corpus
+from lact_asr.data.corpora import load_corpus
 from lact_asr.errors import InputError
-from lact_asr.processing_hybrid_asr import HybridASRProcessor
-from lact_asr.text import build_vocabulary
 
 REAL_DATA = Path(os.environ.get("LACT_ASR_DATA", Path(__file__).resolve().parents[4] / "shared" / "data"))
 
@@ -48,11 +46,6 @@ def problem_names(corpus) -> dict[str, set[str]]:
 
 def ids(corpus) -> list[str]:
     return [cut.id for cut in corpus.cuts]
-
-
-@pytest.fixture
-def processor():
-    return HybridASRProcessor.from_vocabulary(build_vocabulary())
 
 
 @pytest.mark.parametrize("nested", [False, True])
@@ -223,47 +216,6 @@ def test_fatal_subsets(tmp_path, subsets, dataset_type, sentence):
 def test_missing_data_folder(tmp_path):
     with pytest.raises(InputError, match="no such data folder"):
         load_corpus(tmp_path / "none", "a")
-
-
-def test_frames_needed_counts_repeats():
-    assert frames_needed([1, 2, 3]) == 3
-    assert frames_needed([1, 1, 2, 2, 2]) == 8
-    assert frames_needed([]) == 0
-
-
-def test_drop_unfit_counts_and_names(tmp_path, processor):
-    def stock_frames(samples):
-        return (samples - 400) // 320 + 1
-
-    write_noise(tmp_path / "short.wav", seconds=0.5)  # 24 frames
-    write_noise(tmp_path / "long.wav", seconds=3.0)  # 149 frames; 49 after cropping to a second
-    rows = [
-        {"id": "fits", "audio_filepath": "short.wav", "text": "AB" * 12},
-        {"id": "one label too many", "audio_filepath": "short.wav", "text": "AB" * 12 + "A"},
-        {"id": "one repeat too many", "audio_filepath": "short.wav", "text": "AB" * 11 + "CC"},
-        {"id": "not after cropping", "audio_filepath": "long.wav", "text": "AB" * 30},
-        {"id": "fits cropped", "audio_filepath": "long.wav", "text": "AB" * 20},
-    ]
-    write_manifest(tmp_path / "m.jsonl", rows)
-    corpus = load_corpus(tmp_path, "m", "manifest")
-    fitting = drop_unfit(corpus, stock_frames, processor.tokenizer, crop_samples=16_000)
-    assert ids(fitting) == ["fits", "fits cropped"]
-    assert {problem.name for problem in fitting.problems} == {rows[1]["id"], rows[2]["id"], rows[3]["id"]}
-    assert fitting.problems[0].sentence == ("one label too many: 24 frames cannot hold 25 labels, which need 25")
-    assert ids(drop_unfit(corpus, stock_frames, processor.tokenizer)) == ["fits", "not after cropping", "fits cropped"]
-    short = drop_unfit(corpus, stock_frames, processor.tokenizer, max_audio_seconds=2.0)
-    assert problem_names(short)["longer than 2 s"] == {"not after cropping", "fits cropped"}
-    with pytest.raises(InputError, match=r"no utterance of .* can be used"):
-        drop_unfit(corpus, stock_frames, processor.tokenizer, max_audio_seconds=0.1)
-
-
-def test_drop_unfit_names_what_the_vocabulary_cannot_spell(tmp_path):
-    write_chapter(tmp_path / "a", "1", "1", ["AB", "ZOO"])
-    tokens = ["<pad>", "<s>", "</s>", "<unk>", "|", "A", "B"]
-    tokenizer = HybridASRProcessor.from_vocabulary({token: number for number, token in enumerate(tokens)}).tokenizer
-    fitting = drop_unfit(load_corpus(tmp_path, "a"), lambda samples: samples // 320, tokenizer)
-    assert ids(fitting) == ["1-1-0000"]
-    assert problem_names(fitting) == {"characters outside of the vocabulary": {"1-1-0001"}}
 
 
 @pytest.mark.real_data
