@@ -1,8 +1,9 @@
-"""What several processes share: means of what each has seen, equal starts, and states that each holds a part of (FSDP2)."""
+"""What several processes share: requests to stop, means of what each has seen, equal starts, and states that each holds a part of (FSDP2)."""
 
 from __future__ import annotations
 
 from copy import deepcopy
+from datetime import timedelta
 
 import torch
 from accelerate import Accelerator
@@ -19,9 +20,25 @@ from torch.distributed.fsdp import FSDPModule
 from lact_asr.modeling_hybrid_asr import HybridASRForCTC
 from lact_asr.training.training_losses import TrainingLosses
 
+PATIENCE = timedelta(hours=3)  # the main process validates alone, for as long as it takes
+
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 # A parameter that no gradient has reached yet has no state.
 _WHOLE_WITH_GAPS = StateDictOptions(full_state_dict=True, cpu_offload=True, strict=False)
+
+
+def group_of_hosts(accelerator: Accelerator) -> torch.distributed.ProcessGroup | None:
+    """Through which processes talk past their GPUs and what these still have to do; None for a single process."""
+    return torch.distributed.new_group(backend="gloo", timeout=PATIENCE) if accelerator.num_processes > 1 else None
+
+
+def largest(number: int, group: torch.distributed.ProcessGroup | None) -> int:
+    """Of each process's number, with a `group_of_hosts`; every process must take part."""
+    if group is None:
+        return number
+    numbers = torch.tensor([number])
+    torch.distributed.all_reduce(numbers, torch.distributed.ReduceOp.MAX, group)
+    return int(numbers)
 
 
 def mean_over_processes(accelerator: Accelerator, values: dict[str, float]) -> dict[str, float]:

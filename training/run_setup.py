@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -35,7 +34,7 @@ from lact_asr.training.data_setup import (
 )
 from lact_asr.training.front_end_warm_start import warm_start_front_end
 from lact_asr.training.model_setup import make_config, make_model
-from lact_asr.training.processes import start_from_the_main_process
+from lact_asr.training.processes import PATIENCE, start_from_the_main_process
 from lact_asr.training.run_log import RunLog, describe_run, earlier_starts
 from lact_asr.training.trackers import check_trackers, start_trackers
 from lact_asr.training.trainer import Trainer
@@ -59,8 +58,7 @@ def make_accelerator(arguments: argparse.Namespace) -> Accelerator:
         kwargs_handlers=[
             # LayerDrop leaves parameters without gradients, differently on each process.
             DistributedDataParallelKwargs(find_unused_parameters=True),
-            # The main process validates alone, for as long as it takes.
-            InitProcessGroupKwargs(timeout=timedelta(hours=3)),
+            InitProcessGroupKwargs(timeout=PATIENCE),
         ],
     )
     if arguments.mixed_precision == "auto" and device.type == "cpu":

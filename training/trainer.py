@@ -24,6 +24,8 @@ from lact_asr.training.checkpoint_rotation import checkpoint_path, load_newest_r
 from lact_asr.training.curves import draw_curves
 from lact_asr.training.optimization import make_optimizer, make_scheduler, parameter_groups
 from lact_asr.training.processes import (
+    group_of_hosts,
+    largest,
     load_states,
     mean_over_processes,
     model_state,
@@ -81,8 +83,10 @@ class Trainer:
         # The schedule counts optimiser steps of the whole run, so accelerate must not multiply it by the processes.
         self.scheduler = make_scheduler(self.optimizer.optimizer, arguments.warmup_steps, self.total_steps)
         self.progress = Progress(data_digest=training_batches.plan.digest)
-        self._recent: list[dict[str, float]] = []  # batches of the steps since the last line of the log
-        self._step_batches: list[dict[str, float]] = []  # of the step under way
+        self._hosts = group_of_hosts(accelerator)
+        # Numbers of a batch each, losses on the device: of the steps since the last line of the log, and of the one under way.
+        self._recent: list[dict[str, float | torch.Tensor]] = []
+        self._step_batches: list[dict[str, float | torch.Tensor]] = []
         self._step_ids: list[str] = []
         self._last_rates: dict[str, float] = {}
         self._random_state = random_state()
@@ -158,10 +162,7 @@ class Trainer:
 
     def _all_stop(self, stop: StopRequest) -> bool:
         """Whether any process was asked to stop: all must leave at the same step, or the others wait for it for ever."""
-        if self.accelerator.num_processes == 1:
-            return bool(stop)
-        number = torch.tensor([stop.signal_number or 0], device=self.accelerator.device)
-        agreed = int(self.accelerator.gather(number).max())
+        agreed = largest(stop.signal_number or 0, self._hosts)
         if agreed:  # else it stays: a signal may have arrived while the processes were asking each other
             stop.signal_number = agreed
         return agreed > 0
@@ -272,7 +273,7 @@ class Trainer:
         )
 
     def _log_recent(self, bar: tqdm) -> None:
-        recent, self._recent = self._recent, []
+        recent, self._recent = in_plain_numbers(self._recent), []
         means = mean_over_processes(
             self.accelerator,
             {name: sum(entry[name] for entry in recent) / len(recent) for name in MEANS if name in recent[0]},
@@ -355,7 +356,8 @@ class Trainer:
         Raises:
             OSError: it cannot be written; those before it are still there.
         """
-        random_states, recent = gather_object([self._random_state]), gather_object([self._recent])
+        random_states = gather_object([self._random_state])
+        recent = gather_object([in_plain_numbers(self._recent)])
         model, optimizer = model_state(self.plain_losses), optimizer_state(self.plain_losses, self.optimizer.optimizer)
         try:
             if self.accelerator.is_main_process:
@@ -400,3 +402,8 @@ def total_steps(arguments: argparse.Namespace, batches_per_epoch: int) -> int:
     if arguments.max_steps is not None:
         return arguments.max_steps
     return max(1, arguments.max_epochs * batches_per_epoch // arguments.gradient_accumulation_steps)
+
+
+def in_plain_numbers(batches: list[dict[str, float | torch.Tensor]]) -> list[dict[str, float]]:
+    """Fetch what is still on the device."""
+    return [{name: float(value) for name, value in batch.items()} for batch in batches]

@@ -35,9 +35,9 @@ class Losses(NamedTuple):
     word_errors_after: Tensor | None = None
     clean_divergence_after: Tensor | None = None
 
-    def logged(self) -> dict[str, float]:
-        """The parts that there are, by name."""
-        return {name: loss.item() for name, loss in self._asdict().items() if name != "total" and loss is not None}
+    def logged(self) -> dict[str, Tensor]:
+        """The parts that there are, by name; left where they are, as fetching them would wait for the device."""
+        return {name: loss for name, loss in self._asdict().items() if name != "total" and loss is not None}
 
 
 LOGGED_LOSSES = Losses._fields[1:]
