@@ -173,7 +173,7 @@ def _add_data(group: argparse._ArgumentGroup) -> None:
         type=Path,
         default=None,
         help="put training audio into the rooms whose impulse responses (recordings, each channel one) this folder holds, "
-        "before noise is added; all are kept in memory",
+        "before noise is added",
     )
     group.add_argument(
         "--rir_prob", type=share, default=0.5, help="share of training utterances in rooms (default: %(default)s)"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections import ChainMap
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,8 @@ from lact_asr.data.corpora import Corpus, load_corpus
 from lact_asr.data.corpus_listings import subset_names
 from lact_asr.data.ctc_fit import drop_unfit
 from lact_asr.data.download import download
-from lact_asr.data.noise import NoiseMixer, coloured_noises, load_noise_folder
+from lact_asr.data.noise import NoiseMixer, coloured_noises
+from lact_asr.data.recordings import load_recordings
 from lact_asr.data.reverberation import load_impulse_responses
 from lact_asr.errors import InputError
 from lact_asr.processing_hybrid_asr import HybridASRProcessor
@@ -146,9 +148,9 @@ def make_training_loader(
 
 
 def _augmentation(arguments: argparse.Namespace) -> WaveformAugmentation | None:
-    noises = {} if arguments.noise_dir is None else load_noise_folder(arguments.noise_dir)
-    noises |= coloured_noises(arguments.noise_colours, arguments.seed)
-    impulse_responses = [] if arguments.rir_dir is None else load_impulse_responses(arguments.rir_dir)
+    recordings = {} if arguments.noise_dir is None else load_recordings(arguments.noise_dir, "noise")
+    noises = ChainMap(coloured_noises(arguments.noise_colours, arguments.seed), recordings)
+    impulse_responses = {} if arguments.rir_dir is None else load_impulse_responses(arguments.rir_dir)
     if not noises and not impulse_responses and arguments.speed_factors == (1.0,):
         return None
     mixer = NoiseMixer(noises, arguments.noise_snr_db, arguments.seed) if noises else None

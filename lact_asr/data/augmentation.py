@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import soxr
@@ -38,7 +38,7 @@ class WaveformAugmentation:
         mixer: NoiseMixer | None = None,
         noise_prob: float = 0.5,
         seed: int = 0,
-        impulse_responses: Sequence[np.ndarray] = (),
+        impulse_responses: Mapping[str, np.ndarray] | None = None,
         rir_prob: float = 0.5,
     ) -> None:
         if not speed_factors or not all(0.5 <= factor <= 2.0 for factor in speed_factors):
@@ -47,7 +47,8 @@ class WaveformAugmentation:
             raise InputError(f"the share of utterances with noise must be between 0 and 1, not {noise_prob}.")
         if not 0 <= rir_prob <= 1:
             raise InputError(f"the share of utterances in rooms must be between 0 and 1, not {rir_prob}.")
-        self.impulse_responses, self.rir_prob = impulse_responses, rir_prob
+        self.impulse_responses, self.rir_prob = impulse_responses or {}, rir_prob
+        self.rooms = list(self.impulse_responses)
         self.speed_factors, self.mixer, self.noise_prob, self.seed = tuple(speed_factors), mixer, noise_prob, seed
 
     def __call__(self, samples: np.ndarray, key: str) -> np.ndarray:
@@ -75,8 +76,9 @@ class WaveformAugmentation:
 
     def _before_noise(self, samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         samples = change_speed(samples, self._draw_speed(rng))
-        if self.impulse_responses and rng.random() < self.rir_prob:
-            samples = reverberate(samples, self.impulse_responses[int(rng.integers(len(self.impulse_responses)))])
+        if self.rooms and rng.random() < self.rir_prob:
+            room = self.rooms[int(rng.integers(len(self.rooms)))]
+            samples = reverberate(samples, self.impulse_responses[room])
         return samples
 
 

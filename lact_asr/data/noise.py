@@ -23,7 +23,8 @@ from tqdm import tqdm
 from lact_asr.audio import SAMPLE_RATE_HZ, find_audio_files, read_audio
 from lact_asr.command_line import program_name
 from lact_asr.data.atomic_folder import replacing_folder
-from lact_asr.errors import InputError, exit_on_input_error, warn
+from lact_asr.data.recordings import load_recordings
+from lact_asr.errors import InputError, exit_on_input_error
 
 COLOURS = {"white": 0, "pink": 1, "brown": 2}
 """Exponent a of the power spectral density ~ 1/f^a."""
@@ -101,45 +102,9 @@ def coloured_noises(colours: Iterable[str], seed: int = 0) -> dict[str, np.ndarr
     }
 
 
-def load_noise_folder(folder: str | Path) -> dict[str, np.ndarray]:
-    """Read every recording in a folder and the folders in it; one that cannot be read or is silent is left out, with a warning.
-
-    Returns:
-        Path in the folder, without extension -> float32 [samples], mono, 16 kHz; sorted by name. (With it where another
-        recording differs in nothing else.)
-
-    Raises:
-        InputError: No such folder, no audio in it, or none that can be used.
-    """
-    folder = Path(folder)
-    noises: dict[str, np.ndarray] = {}
-    problems = []
-    for path in find_audio_files(folder):
-        try:
-            samples = _read_noise(path)
-        except InputError as error:
-            problems.append(str(error))
-            continue
-        name = path.relative_to(folder)
-        plain = name.with_suffix("").as_posix()
-        noises[name.as_posix() if plain in noises else plain] = samples
-    if not noises:
-        raise InputError(f"no recording of {folder} can be used as noise; the first: {problems[0]}")
-    for problem in problems:
-        warn(f"a noise is left out: {problem}.")
-    return dict(sorted(noises.items()))
-
-
-def _read_noise(path: Path) -> np.ndarray:
-    samples = read_audio(path)
-    if not samples.any():
-        raise InputError(f"{path} is silent")
-    return samples
-
-
-def load_noises(noise_dir: str | Path | None, colour: str, seed: int) -> dict[str, np.ndarray]:
-    """The recordings of a folder (`load_noise_folder`), or without one noise of a colour (`coloured_noises`)."""
-    return coloured_noises([colour], seed) if noise_dir is None else load_noise_folder(noise_dir)
+def load_noises(noise_dir: str | Path | None, colour: str, seed: int) -> Mapping[str, np.ndarray]:
+    """The recordings of a folder, or without one noise of a colour (`coloured_noises`)."""
+    return coloured_noises([colour], seed) if noise_dir is None else load_recordings(noise_dir, "noise")
 
 
 def _wrapped_window(noise: np.ndarray, start: int, length: int) -> np.ndarray:
@@ -163,21 +128,18 @@ class NoiseMixer:
     def __init__(self, noises: Mapping[str, np.ndarray], snr_db: float | tuple[float, float], seed: int = 0) -> None:
         """
         Args:
-            noises: Name -> float [samples], as of `load_noise_folder`.
+            noises: Name -> float [samples], as of `load_noises`; a silent one cannot be mixed.
             snr_db: Signal-to-noise ratio in dB, or the bounds of a range from which each utterance draws its own.
             seed: Another seed gives every utterance another file, offset and ratio.
 
         Raises:
-            InputError: No noises, a silent one, or a ratio that is not a finite number or not a range.
+            InputError: No noises, or a ratio that is not a finite number or not a range.
         """
-        self._names = sorted(noises)
-        self._noises = dict(noises)
+        self._names, self._noises = sorted(noises), noises
         self._snr_range_db = (snr_db, snr_db) if isinstance(snr_db, (int, float)) else tuple(snr_db)
         self._seed = seed
         if not self._names:
             raise InputError("no noises given")
-        if silent := [name for name in self._names if not np.any(noises[name])]:
-            raise InputError(f"the noise {silent[0]} is silent")
         low_db, high_db = self._snr_range_db
         if not (math.isfinite(low_db) and math.isfinite(high_db) and low_db <= high_db):
             raise InputError(f"snr_db must be a finite number, or a range from low to high, not {snr_db}")

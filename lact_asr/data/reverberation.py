@@ -6,26 +6,15 @@ from pathlib import Path
 
 import numpy as np
 
-from lact_asr.audio import find_audio_files, read_audio, read_audio_header
-from lact_asr.errors import InputError
+from lact_asr.data.recordings import Recordings, load_recordings
 
 
-def load_impulse_responses(folder: str | Path) -> list[np.ndarray]:
-    """Every channel of every recording in a folder, by path: float32 [samples] at 16 kHz each.
+def load_impulse_responses(folder: str | Path) -> Recordings:
+    """Every channel of every recording in a folder (`load_recordings`).
 
     Channels are responses of their own (microphones of an array stand in different places), so they are not averaged.
-
-    Raises:
-        InputError: no such folder, no audio in it, a file that cannot be read, or a silent channel.
     """
-    responses = []
-    for path in find_audio_files(folder):
-        for channel in range(read_audio_header(path).num_channels):
-            response = read_audio(path, channel=channel)
-            if not response.any():
-                raise InputError(f"{path} is silent, so it is no impulse response; take it out of the folder")
-            responses.append(response)
-    return responses
+    return load_recordings(folder, "an impulse response", each_channel=True)
 
 
 def reverberate(samples: np.ndarray, impulse_response: np.ndarray) -> np.ndarray:

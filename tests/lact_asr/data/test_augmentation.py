@@ -63,18 +63,19 @@ def test_noise_comes_after_the_speed_change_at_the_level_asked_for(tone, mixer):
 def test_a_share_of_utterances_is_put_into_rooms_before_noise_comes(tone, mixer, share):
     responses = [np.array([1.0, 0.0, 0.5], np.float32), np.array([0.0, 1.0, -0.9, 0.1], np.float32)]
     heard = {reverberate(tone, response).tobytes(): 0 for response in responses} | {tone.tobytes(): 0}
-    augment = WaveformAugmentation(impulse_responses=responses, rir_prob=share)
+    augment = WaveformAugmentation(impulse_responses=dict(zip("ab", responses, strict=True)), rir_prob=share)
     for key in KEYS:
         heard[augment(tone, key).tobytes()] += 1
     in_rooms = len(KEYS) - heard.pop(tone.tobytes())
     assert in_rooms == pytest.approx(share * len(KEYS), abs=0.1 * len(KEYS) * (0 < share < 1))
     assert all(count > in_rooms / 3 for count in heard.values()) or share == 0
-    noisy = WaveformAugmentation(mixer=mixer, noise_prob=1.0, impulse_responses=responses[:1], rir_prob=1.0)(tone, "a")
+    rooms = {"a": responses[0]}
+    noisy = WaveformAugmentation(mixer=mixer, noise_prob=1.0, impulse_responses=rooms, rir_prob=1.0)(tone, "a")
     np.testing.assert_array_equal(noisy, mixer(reverberate(tone, responses[0]), "a"))
 
 
 def test_results_follow_from_seed_and_key_alone(tone, mixer):
-    responses = [np.array([1.0, 0.5], np.float32), np.array([1.0, -0.5], np.float32)]
+    responses = {"a": np.array([1.0, 0.5], np.float32), "b": np.array([1.0, -0.5], np.float32)}
     flags = {"speed_factors": (0.9, 1.0, 1.1), "mixer": mixer, "noise_prob": 0.5, "impulse_responses": responses}
     forwards = [WaveformAugmentation(**flags, seed=7)(tone, key) for key in KEYS[:20]]
     augment = WaveformAugmentation(**flags, seed=7)

@@ -1,11 +1,9 @@
-"""Rooms: the convolution by hand, time and level kept, and what a folder of impulse responses may hold."""
+"""Rooms: the convolution by hand, time and level kept."""
 
 import numpy as np
 import pytest
-import soundfile
 
-from lact_asr.data.reverberation import load_impulse_responses, reverberate
-from lact_asr.errors import InputError
+from lact_asr.data.reverberation import reverberate
 
 
 @pytest.fixture
@@ -39,25 +37,3 @@ def test_words_stay_where_they_are(speech, length, sign):
 
 def test_silence_stays_silent():
     assert not reverberate(np.zeros(1_000, np.float32), np.ones(10, np.float32)).any()
-
-
-def test_every_channel_of_every_file_is_a_response_at_16_khz(tmp_path):
-    rng = np.random.default_rng(0)
-    array = 0.1 * rng.standard_normal((2_000, 2))
-    soundfile.write(tmp_path / "b.wav", array, 16_000, subtype="FLOAT")
-    (tmp_path / "a").mkdir()
-    soundfile.write(tmp_path / "a/x.flac", 0.1 * rng.standard_normal(4_410), 44_100)
-    resampled, left, right = load_impulse_responses(tmp_path)
-    assert len(resampled) == 1_600
-    np.testing.assert_allclose(left, array[:, 0], atol=1e-7)
-    np.testing.assert_allclose(right, array[:, 1], atol=1e-7)
-
-
-def test_what_is_no_impulse_response_is_named(tmp_path):
-    with pytest.raises(InputError, match="none"):
-        load_impulse_responses(tmp_path / "none")
-    with pytest.raises(InputError, match="no audio files"):
-        load_impulse_responses(tmp_path)
-    soundfile.write(tmp_path / "quiet.wav", np.zeros(1_000), 16_000)
-    with pytest.raises(InputError, match=r"quiet\.wav is silent"):
-        load_impulse_responses(tmp_path)
