@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import NamedTuple
 
 import torch
@@ -118,9 +119,10 @@ class TrainingLosses(nn.Module):
     ) -> Losses:
         config, model = self.model.config, self.model
         adaptation = Adaptation(model, self.settings)
-        # Second derivatives are those of attention written out: the fused kernels have none.
-        with adaptation.copies(len(input_values)) as copies, sdpa_kernel(SDPBackend.MATH):
-            with evaluation_mode(model):
+        # Second derivatives are those of attention written out, which takes T² numbers a head: the fused kernels have none.
+        attention = contextlib.nullcontext() if config.ttt_first_order else sdpa_kernel(SDPBackend.MATH)
+        with adaptation.copies(len(input_values)) as copies:
+            with evaluation_mode(model), attention:
                 output, view = self._first_pass(adaptation, input_values, attention_mask)
                 ttt_loss = self._inner_steps(adaptation, copies, view)
             adapted = model(input_values, attention_mask=attention_mask)
@@ -173,9 +175,16 @@ class TrainingLosses(nn.Module):
         for step in range(self.settings.steps):
             losses = adaptation.loss.losses(view if step == 0 else self._view(view.rows, view.teacher))
             losses_before = losses if losses_before is None else losses_before
-            gradients = torch.autograd.grad(
-                losses.sum(), list(copies.values()), create_graph=not first_order, retain_graph=True, allow_unused=True
-            )
+            with torch.autocast(
+                losses.device.type, enabled=False
+            ):  # backward passes have the precision of forward ones
+                gradients = torch.autograd.grad(
+                    losses.sum(),
+                    list(copies.values()),
+                    create_graph=not first_order,
+                    retain_graph=True,
+                    allow_unused=True,
+                )
             found = {name: value for name, value in zip(copies, gradients, strict=True) if value is not None}
             copies.replace(optimizer.step(copies, found))
         return losses_before.mean()

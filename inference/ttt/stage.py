@@ -119,7 +119,10 @@ class GradientStage:
                         f"The TTT loss {self.settings.loss_type} does not depend on what adapts ({groups})."
                     )
                 # Each row's loss depends on its own copies only.
-                of_piece = torch.autograd.grad(losses.sum(), [copies[name] for name in names], allow_unused=True)
+                with torch.autocast(
+                    losses.device.type, enabled=False
+                ):  # a backward pass has the precision of the forward one
+                    of_piece = torch.autograd.grad(losses.sum(), [copies[name] for name in names], allow_unused=True)
                 for name, gradient in zip(names, of_piece, strict=True):
                     if gradient is not None:
                         gradients[name] = gradients[name] + gradient if name in gradients else gradient

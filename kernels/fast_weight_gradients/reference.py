@@ -73,7 +73,10 @@ class _SumOfOuterProducts(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor]:
         left, right = ctx.saved_tensors
-        return right @ gradient.mT, left @ gradient
+        with torch.autocast(
+            gradient.device.type, enabled=False
+        ):  # as the forward pass, whoever calls backward() inside of it
+            return right @ gradient.mT, left @ gradient
 
 
 def without_padding(tokens: Tensor, lengths: Tensor) -> Tensor:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 
 from lact_asr.kernels.batches import flatten_matrices
 from lact_asr.kernels.muon_step import triton_kernels
 from lact_asr.kernels.muon_step.reference import rescale_rows
-from lact_asr.kernels.newton_schulz import reference as newton_schulz_reference
 from lact_asr.kernels.newton_schulz.gram_form import Coefficients
-from lact_asr.kernels.newton_schulz.operation import flat, newton_schulz, steps
+from lact_asr.kernels.newton_schulz.operation import flat, newton_schulz, reference_in_32_bits, steps
 from lact_asr.kernels.newton_schulz.reference import COEFFICIENTS
 from lact_asr.kernels.operators import operator
 from lact_asr.kernels.recomputation import gradients_by_recomputation
@@ -76,19 +77,30 @@ def _setup_context(ctx, inputs, output) -> None:
 
 
 def _backward(ctx, output_gradients: list[Tensor]) -> tuple[list, list, list, None]:
-    coefficients = steps(ctx.coefficients)
+    coefficients, count = steps(ctx.coefficients), ctx.count
     # The reference has every derivative; the operator's own backward has one, and is faster.
-    orthogonalise = newton_schulz_reference.newton_schulz if torch.is_grad_enabled() else newton_schulz
+    orthogonalise = reference_in_32_bits if torch.is_grad_enabled() else newton_schulz
 
-    def step(weight: Tensor, gradient: Tensor, norms: Tensor) -> Tensor:
-        repeats = gradient.shape[0] // weight.shape[0]
-        updated = weight.repeat(repeats, 1, 1) + orthogonalise(gradient, coefficients).to(weight.dtype)
-        return rescale_rows(updated, norms.repeat(gradient.shape[0] // norms.shape[0], 1)[..., None])
+    def step(weight: Tensor, update: Tensor, norms: Tensor) -> Tensor:
+        updated = weight.repeat(update.shape[0] // weight.shape[0], 1, 1) + update.to(weight.dtype)
+        return rescale_rows(updated, norms.repeat(update.shape[0] // norms.shape[0], 1)[..., None])
+
+    def step_all(*inputs: Tensor) -> list[Tensor]:
+        weights, gradients, norms = (inputs[start : start + count] for start in range(0, len(inputs), count))
+        updates = _together(gradients, lambda matrices: orthogonalise(matrices, coefficients))
+        return [step(*of_one) for of_one in zip(weights, updates, norms, strict=True)]
 
     inputs = ctx.saved_tensors  # once: gradient checkpointing hands them out a single time
-    found = [gradients_by_recomputation(step, inputs[i :: ctx.count], [output_gradients[i]]) for i in range(ctx.count)]
-    of_weights, of_gradients, of_norms = (list(column) for column in zip(*found, strict=True))
-    return of_weights, of_gradients, of_norms, None
+    found = gradients_by_recomputation(step_all, inputs, output_gradients)
+    return found[:count], found[count : 2 * count], found[2 * count :], None
+
+
+def _together(matrices: Sequence[Tensor], function: Callable[[Tensor], Tensor]) -> list[Tensor]:
+    """A function of matrices [N, m, n] or [N, n, m] that commutes with transposing, of all in one sequence of launches."""
+    tall = [matrix.shape[-2] > matrix.shape[-1] for matrix in matrices]
+    wide = [matrix.mT if is_tall else matrix for matrix, is_tall in zip(matrices, tall, strict=True)]
+    results = function(torch.cat(wide)).split([len(matrix) for matrix in wide])
+    return [result.mT if is_tall else result for result, is_tall in zip(results, tall, strict=True)]
 
 
 _muon_step.register_autograd(_backward, setup_context=_setup_context)

@@ -134,11 +134,12 @@ def _polynomial_states(
     identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
     grams, steps, products = [], [], []
     for a, b, c in coefficients:
+        if steps:
+            gram = _symmetric(multiply(multiply(steps[-1], gram), steps[-1]))
         step = _symmetric(a * identity + b * gram + c * multiply(gram, gram))
         grams.append(gram)
         steps.append(step)
         products.append(multiply(step, products[-1]) if products else step)
-        gram = _symmetric(multiply(multiply(step, gram), step))
     return grams, steps, products
 
 
@@ -154,11 +155,13 @@ def _polynomial_backward(
         step_gradient = _symmetric(multiply(gradient, products[index - 1])) if index else gradient
         passed_on = 0.0
         if gram_gradient is not None:
-            step_gradient = step_gradient + 2.0 * _symmetric(multiply(gram_gradient, multiply(step, gram)))
-            passed_on = multiply(multiply(step, gram_gradient), step)
+            halfway = multiply(step, gram_gradient)  # PĀ, of which ĀPA is (A · PĀ)ᵀ
+            step_gradient = step_gradient + 2.0 * _symmetric(multiply(gram, halfway))
+            passed_on = multiply(halfway, step)
         gram_gradient = passed_on + b * step_gradient + 2.0 * c * _symmetric(multiply(step_gradient, gram))
         gram_gradient = _symmetric(gram_gradient)
-        gradient = _symmetric(multiply(step, gradient))
+        if index:
+            gradient = _symmetric(multiply(step, gradient))
     return gram_gradient
 
 

@@ -72,10 +72,16 @@ def newton_schulz_backward(matrices: Tensor, output_gradient: Tensor, coefficien
     """The Gram form's backward, or the reference's where this backward is itself differentiated."""
     if torch.is_grad_enabled():
         return gradients_by_recomputation(
-            lambda matrices: reference.newton_schulz(matrices, coefficients), [matrices], [output_gradient]
+            lambda matrices: reference_in_32_bits(matrices, coefficients), [matrices], [output_gradient]
         )[0]
     with torch.autocast(matrices.device.type, enabled=False):  # whoever calls backward() inside of it
         return gram_newton_schulz_backward(matrices, output_gradient, coefficients, _multiply_squares)
+
+
+def reference_in_32_bits(matrices: Tensor, coefficients: Coefficients) -> Tensor:
+    """The reference on inputs of 16 bits, in which it would lose too much: the kernels sum in float32."""
+    wide = matrices.to(torch.promote_types(matrices.dtype, torch.float32))
+    return reference.newton_schulz(wide, coefficients).to(matrices.dtype)
 
 
 _newton_schulz.register_autograd(_backward, setup_context=_setup_context)

@@ -51,11 +51,14 @@ class _Steps(torch.autograd.Function):
         if torch.is_grad_enabled():  # whoever differentiates this backward pass needs a graph back to the input
             plain = functools.partial(reference.steps, coefficients=ctx.coefficients)
             return gradients_by_recomputation(plain, stored[:1], [gradient])[0], None
-        for step, (a, b, c) in reversed([*enumerate(ctx.coefficients)]):
-            iterate, gram, polynomial = stored[3 * step : 3 * step + 3]
-            outer = gradient @ iterate.mT
-            outer = outer + outer.mT
-            product = outer @ gram
-            gram_gradient = (product + product.mT).mul_(c).add_(outer, alpha=b)
-            gradient = torch.baddbmm(gradient, polynomial, gradient, beta=a).baddbmm_(gram_gradient, iterate)
+        with torch.autocast(
+            gradient.device.type, enabled=False
+        ):  # as the forward pass, whoever calls backward() inside of it
+            for step, (a, b, c) in reversed([*enumerate(ctx.coefficients)]):
+                iterate, gram, polynomial = stored[3 * step : 3 * step + 3]
+                outer = gradient @ iterate.mT
+                outer = outer + outer.mT
+                product = outer @ gram
+                gram_gradient = (product + product.mT).mul_(c).add_(outer, alpha=b)
+                gradient = torch.baddbmm(gradient, polynomial, gradient, beta=a).baddbmm_(gram_gradient, iterate)
         return gradient, None

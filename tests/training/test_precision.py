@@ -53,3 +53,16 @@ def test_bfloat16_trains_on_a_cpu_near_float32(train):
         assert all(weight.dtype == torch.float32 for weight in run.state()["model"].values())
     assert losses[0] != losses[1]
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
+
+
+@pytest.mark.parametrize("orders", [(), ("--ttt_first_order",)], ids=["second derivatives", "first order"])
+def test_meta_training_in_bfloat16_is_near_float32(train, orders):
+    """Its inner step differentiates inside of autocast, through the fast weights' own backward passes."""
+    still = {"hidden_dropout": 0.0, "attention_dropout": 0.0, "layerdrop": 0.0, "mask_time_prob": 0.0}
+    meta = ("--ttt_training", "meta", "--ttt_loss_type", "entropy", "--ttt_parameters", "norms,front_end,fast_weights")
+    losses = []
+    for name, flags in (("whole", ()), ("half", ("--mixed_precision", "bf16"))):
+        run = train("--max_steps", 2, *meta, *orders, *flags, name=name, **still)
+        losses.append([event["ctc_loss_after"] for event in run.events("train")])
+        assert run.events("train")[-1]["skipped_steps"] == 0
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)

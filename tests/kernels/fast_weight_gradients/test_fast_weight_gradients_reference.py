@@ -8,7 +8,11 @@ import pytest
 import torch
 
 from lact_asr.kernels.fast_weight_apply.reference import fast_weight_apply
-from lact_asr.kernels.fast_weight_gradients.reference import fast_weight_gradients, inner_objective
+from lact_asr.kernels.fast_weight_gradients.reference import (
+    fast_weight_gradients,
+    inner_objective,
+    sum_of_outer_products,
+)
 
 # batch dimensions of the weights and of the tokens, tokens, d, dh
 CASES = [
@@ -120,3 +124,14 @@ def test_first_and_second_derivatives():
 
     assert torch.autograd.gradcheck(function, inputs)
     assert torch.autograd.gradgradcheck(function, inputs)
+
+
+def test_a_backward_pass_under_autocast_is_the_same():
+    """Training through a step of test-time training differentiates inside of autocast."""
+    left, right, outer = (torch.randn(2, 9, 6, generator=torch.Generator().manual_seed(seed)) for seed in range(3))
+    left, right, outer = left.requires_grad_(), right.requires_grad_(), outer[:, :6]
+    expected = torch.autograd.grad(sum_of_outer_products(left, right), (left, right), outer)
+    result = sum_of_outer_products(left, right)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = torch.autograd.grad(result, (left, right), outer)
+    torch.testing.assert_close(found, expected, atol=0, rtol=0)

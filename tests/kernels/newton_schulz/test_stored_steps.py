@@ -51,3 +51,13 @@ def test_zero_stays_zero_with_finite_gradients():
     assert not result.any()
     result.sum().backward()
     assert torch.isfinite(zeros.grad).all()
+
+
+def test_a_backward_pass_under_autocast_is_the_same():
+    """Training through a step of test-time training differentiates inside of autocast."""
+    matrices, outer = normal(4, 24, 96).float().requires_grad_(), normal(4, 24, 96, seed=1).float()
+    (expected,) = torch.autograd.grad(newton_schulz(matrices), matrices, outer)
+    result = newton_schulz(matrices)
+    with torch.autocast("cpu", torch.bfloat16):
+        (found,) = torch.autograd.grad(result, matrices, outer)
+    torch.testing.assert_close(found, expected, atol=0, rtol=0)
