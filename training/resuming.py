@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -14,30 +13,38 @@ from lact_asr.training.optimization import schedule_factor
 from lact_asr.training.training_state import Progress
 
 
-def find_position(progress: Progress, batches: SpeechDataLoader, report: Callable[[str], None]) -> None:
+def find_position(
+    progress: Progress, batches: SpeechDataLoader, accumulated_batches: int, report: Callable[[str], None]
+) -> None:
     """Let the loader go on where the state was taken, by whatever number of processes.
 
     In other data, or with other batches or another seed, a number of batches means nothing: the epoch starts anew.
 
     Args:
-        progress: of the state; takes over the loader's position, and whether the number of processes has changed.
+        progress: of the state; takes over the loader's position, and whether epochs have other numbers of steps from now on.
         batches: the loader of this process.
+        accumulated_batches: of a step.
         report: is given a sentence where the data have changed.
     """
     before = progress.position()
+    progress.epochs_differ |= progress.accumulated_batches not in (None, accumulated_batches)
+    progress.accumulated_batches = accumulated_batches
     if progress.data_digest not in (None, batches.plan.digest):
         report("The training data, their batches or the seed are not those of the checkpoint: its epoch starts anew.")
         before = {"epoch": progress.epoch, "batches_done": 0}
+        progress.epochs_differ = True
     batches.load_state_dict(before)
     progress.data_digest = batches.plan.digest
     progress.take_position(batches.state_dict())
-    progress.processes_changed |= before.get("processes") not in (None, progress.processes)
+    progress.epochs_differ |= before.get("processes") not in (None, progress.processes)
 
 
 def steps_left(batches: SpeechDataLoader, max_epochs: int, gradient_accumulation_steps: int) -> int:
     """Optimiser steps that the rest of this epoch and the whole ones after it make for this number of processes."""
-    whole_epochs = max(0, max_epochs - batches.epoch - 1)  # as long as this one, as `total_steps` takes them
-    return math.ceil((batches.batches_left + whole_epochs * batches.batches_per_epoch) / gradient_accumulation_steps)
+    whole_epochs = max_epochs - batches.epoch - 1  # as long as this one, as `total_steps` takes them
+    if whole_epochs < 0:
+        return 0
+    return (batches.batches_left + whole_epochs * batches.batches_per_epoch) // gradient_accumulation_steps
 
 
 def peaks_and_decays(optimizer: torch.optim.Optimizer) -> list[tuple[float, float]]:

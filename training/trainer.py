@@ -82,7 +82,9 @@ class Trainer:
         self.model, self.optimizer = accelerator.prepare(losses, make_optimizer(groups))
         # The schedule counts optimiser steps of the whole run, so accelerate must not multiply it by the processes.
         self.scheduler = make_scheduler(self.optimizer.optimizer, arguments.warmup_steps, self.total_steps)
-        self.progress = Progress(data_digest=training_batches.plan.digest)
+        self.progress = Progress(
+            data_digest=training_batches.plan.digest, accumulated_batches=arguments.gradient_accumulation_steps
+        )
         self._hosts = group_of_hosts(accelerator)
         # Numbers of a batch each, losses on the device: of the steps since the last line of the log, and of the one under way.
         self._recent: list[dict[str, float | torch.Tensor]] = []
@@ -125,11 +127,11 @@ class Trainer:
         self.progress = Progress(**content["progress"])
         if not (self.arguments.output_dir / BEST_MODEL).exists():  # it stayed in another run's folder
             self.progress.best_wer = self.progress.best_cer = self.progress.validated_step = None
-        find_position(self.progress, self.training_batches, self.accelerator.print)
-        if self.progress.processes_changed and self.arguments.max_steps is None:
-            self.total_steps = self.progress.step + steps_left(
-                self.training_batches, self.arguments.max_epochs, self.arguments.gradient_accumulation_steps
-            )
+        accumulated = self.arguments.gradient_accumulation_steps
+        find_position(self.progress, self.training_batches, accumulated, self.accelerator.print)
+        if self.progress.epochs_differ and self.arguments.max_steps is None:
+            left = steps_left(self.training_batches, self.arguments.max_epochs, accumulated)
+            self.total_steps = self.progress.step + left
         follow_schedule(self.optimizer.optimizer, self.scheduler, self.arguments, self.total_steps, chosen)
         # Run with another number of processes, none of the states is the right one: fresh seeds are as good.
         if len(content["random"]) == self.accelerator.num_processes:

@@ -27,7 +27,8 @@ class Progress:
         processes: how many these are; None in states of before they were noted.
         earlier_parts: what other numbers of processes did of this epoch, see `BatchPlan.rank_batches`.
         data_digest: `BatchPlan.digest` of the training data; None in older states.
-        processes_changed: during the run, so that the steps of its epochs are no multiple of one epoch's.
+        accumulated_batches: of each process, one step's; None in states of before they were noted.
+        epochs_differ: in their steps, as processes, data, batches or accumulation have changed during the run.
         best_wer, best_cer: of the best validation so far; None before the first.
         best_utterances: what it was of.
         validated_step: after which the last validation was; None before the first.
@@ -42,7 +43,8 @@ class Progress:
     processes: int | None = None
     earlier_parts: list[list[int]] = field(default_factory=list)
     data_digest: str | None = None
-    processes_changed: bool = False
+    accumulated_batches: int | None = None
+    epochs_differ: bool = False
     best_wer: float | None = None
     best_cer: float | None = None
     best_utterances: int = 0
@@ -101,6 +103,8 @@ def load_training_state(path: Path) -> dict:
         raise InputError(f"{path} is not a training state of this version; training cannot go on from it.")
     if not _has_its_checksums(path):
         raise InputError(f"{path} is damaged: it does not have its checksums.")
+    if "processes_changed" in content["progress"]:  # as it was called when processes were all that could change
+        content["progress"]["epochs_differ"] = content["progress"].pop("processes_changed")
     return content
 
 

@@ -288,6 +288,22 @@ def test_other_data_or_another_seed_start_the_epoch_anew(train):
     assert "anew" not in train("--max_steps", 4, "--seed", 7, "--resume_from_checkpoint").out
 
 
+@pytest.mark.parametrize(
+    ("change", "steps", "batches_done"),
+    [(("--batch_size", 9), 7 + 3, 1), (("--gradient_accumulation_steps", 2), 7 + 6, 4)],
+    ids=["batches", "accumulation"],
+)
+def test_max_epochs_stays_what_it_says_with_other_batches(train, monkeypatch, change, steps, batches_done):
+    """Stopped after 7 of 4 × 5 steps: with one batch an epoch three epochs are left, with accumulation 13 batches."""
+    with monkeypatch.context() as patch:
+        send_sigterm_after(patch, "_after_step", 7)
+        train("--max_epochs", 4)
+    train("--max_epochs", 4, *change, "--resume_from_checkpoint", "--eval_steps", 100)
+    run = train("--max_epochs", 4, *change, "--resume_from_checkpoint")  # there is nothing left to do
+    progress = run.state()["progress"]
+    assert (progress["step"], progress["epoch"], progress["batches_done"]) == (steps, 3, batches_done)
+
+
 def test_a_stop_in_the_middle_of_a_step_saves_the_last_whole_one(train, monkeypatch):
     flags = ("--max_steps", 2, "--gradient_accumulation_steps", 3)
     with monkeypatch.context() as patch:
