@@ -40,11 +40,11 @@ workers=()
 export PYTHONPATH=$PWD PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 export TORCHINDUCTOR_CACHE_DIR=${TMPDIR:-/tmp}/lact_inductor TRITON_CACHE_DIR=${TMPDIR:-/tmp}/lact_triton
 pytest=("$python" -m pytest -q -p no:cacheprovider)
-step kernel_tests 110 env OMP_NUM_THREADS=2 "${pytest[@]}" "${workers[@]}" --continue-on-collection-errors tests/kernels --deselect tests/kernels/test_ahead_of_time.py
+step kernel_tests 95 env OMP_NUM_THREADS=2 "${pytest[@]}" "${workers[@]}" --continue-on-collection-errors tests/kernels --deselect tests/kernels/test_ahead_of_time.py
 step model_tests 25 "${pytest[@]}" tests/lact_asr/test_fast_weight_ops.py tests/lact_asr/test_vector_lengths.py
 step kernels 155 "$python" -m benchmarks.kernels --output_dir "$out" --seconds 125 --compile_seconds 70 "${peers[@]}"
 step model 100 "$python" -m benchmarks.model --output_dir "$out" --budget_seconds 0.5
-step training 60 "$python" -m benchmarks.training --output_dir "$out"
-step tiles 70 "$python" -m benchmarks.tiles --output_dir "$out"
+step training 90 "$python" -m benchmarks.training --output_dir "$out" --sizes paper small tiny
+step tiles 60 "$python" -m benchmarks.tiles --output_dir "$out"
 echo "all done after $((SECONDS - start)) s; results in $out${failed[*]:+; failed: ${failed[*]}}" | tee -a "$log"
 [ ${#failed[@]} -eq 0 ]

@@ -245,16 +245,6 @@ def main(argv: list[str] | None = None) -> int:
     device = torch.device(args.device)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     matmul_rate = matmul_flops_per_second(device, dtype, clock_of(args))
-    rows, ratios, failures = [], [], []
-    with tqdm(total=2 * args.steps * len(args.sizes)) as bar:
-        for size in args.sizes:
-            try:
-                size_rows, ratio = run_size(size, args, device, matmul_rate, bar)
-                rows += size_rows
-                ratios.append(ratio)
-            except torch.OutOfMemoryError as error:  # one size must not lose the others
-                failures.append(f"{size}: {first_line(error)}")
-                tqdm.write(failures[-1])
     facts = {
         **environment(device),
         "command": " ".join(["python -m benchmarks.training", *(sys.argv[1:] if argv is None else argv)]),
@@ -267,7 +257,17 @@ def main(argv: list[str] | None = None) -> int:
         "gradient_checkpointing": args.gradient_checkpointing,
         "compile": args.compile,
     }
-    write_results(args.output_dir, facts, rows, ratios, failures)
+    rows, ratios, failures = [], [], []
+    with tqdm(total=2 * args.steps * len(args.sizes)) as bar:
+        for size in args.sizes:
+            try:
+                size_rows, ratio = run_size(size, args, device, matmul_rate, bar)
+                rows += size_rows
+                ratios.append(ratio)
+            except torch.OutOfMemoryError as error:  # one size must not lose the others
+                failures.append(f"{size}: {first_line(error)}")
+                tqdm.write(failures[-1])
+            write_results(args.output_dir, facts, rows, ratios, failures)  # a run that is cut short keeps what it has
     print("\n".join(table(rows)))
     for ratio in ratios:
         print(

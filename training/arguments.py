@@ -181,8 +181,8 @@ def _add_data(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--num_workers",
         type=non_negative_int,
-        default=0,
-        help="processes that read audio; 0 reads in the main process (default: %(default)s)",
+        default=None,
+        help="processes that read audio; 0 reads in the training process (default: 0 on a CPU, with a GPU up to 8, as there are cores)",
     )
     group.add_argument(
         "--cache_gigabytes",

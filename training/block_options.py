@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import torch
+import torch._dynamo
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -27,5 +29,9 @@ def compile_in_place(modules: Iterable[nn.Module], backend: str = "inductor") ->
         modules: compiled where they are.
         backend: of `torch.compile`; "aot_eager" traces and differentiates without generating code, which is all but quick on CPUs.
     """
+    # DDP's own cutting of graphs into buckets would cut each block in three; blocks overlap with its sums as they are.
+    torch._dynamo.config.optimize_ddp = False
+    # All modules share one code object: training and validation, padded and whole batches, of blocks and of the front end.
+    torch._dynamo.config.recompile_limit = max(32, torch._dynamo.config.recompile_limit)
     for module in modules:
         module.compile(dynamic=True, backend=backend)

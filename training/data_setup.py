@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 from collections import ChainMap
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,6 +26,8 @@ from lact_asr.data.reverberation import load_impulse_responses
 from lact_asr.errors import InputError
 from lact_asr.processing_hybrid_asr import HybridASRProcessor
 from lact_asr.text import build_vocabulary
+
+MOST_READING_PROCESSES = 8
 
 
 def download_missing(arguments: argparse.Namespace, accelerator: Accelerator) -> None:
@@ -137,7 +140,7 @@ def make_training_loader(
         crop_samples=crop_samples(arguments),
         max_batch_seconds=arguments.max_batch_duration,
         weights=corpus.weights,
-        num_workers=arguments.num_workers,
+        num_workers=reading_processes(arguments, accelerator),
         transform=augmentation,
         speeds=augmentation,
         clean_transform=augmentation.without_noise if clean_views else None,
@@ -145,6 +148,17 @@ def make_training_loader(
         world_size=accelerator.num_processes,
         rank=accelerator.process_index,
     )
+
+
+def reading_processes(arguments: argparse.Namespace, accelerator: Accelerator) -> int:
+    """``--num_workers``, or by default what keeps a GPU busy: each training process of this machine has its share of the cores."""
+    if arguments.num_workers is not None:
+        return arguments.num_workers
+    if accelerator.device.type == "cpu":
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    share = cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return max(1, min(MOST_READING_PROCESSES, share - 1))
 
 
 def _augmentation(arguments: argparse.Namespace) -> WaveformAugmentation | None:

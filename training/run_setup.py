@@ -245,7 +245,8 @@ def score_test_subset(arguments: argparse.Namespace, accelerator: Accelerator) -
     checkpoint = load_checkpoint(arguments.output_dir / BEST_MODEL)
     corpus, batches = make_evaluation_loader(arguments.data_dir, arguments.test_subset, arguments, checkpoint.processor)
     vocabulary = checkpoint.processor.vocabulary
-    result = validate(checkpoint.model.to(accelerator.device), batches, vocabulary, accelerator.device)
+    with accelerator.autocast():  # as the validation that chose this model
+        result = validate(checkpoint.model.to(accelerator.device), batches, vocabulary, accelerator.device)
     print(f"{corpus.name}: greedy WER {result.wer:.2%}, CER {result.cer:.2%}")
     rates = {"subset": arguments.test_subset, "wer": result.wer, "cer": result.cer, "utterances": len(corpus.cuts)}
     write_json(arguments.output_dir / "test_results.json", rates)

@@ -188,7 +188,7 @@ class SpeechDataset(Dataset):
     def _inputs(
         self, waveforms: list[np.ndarray], keys: list[str], transform: Transform | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Transformed, normalised, padded: float32 [B, samples], and the int64 mask of real samples."""
+        """Transformed, normalised, padded: float32 [B, samples], and the bool mask of real samples (an eighth of integers' bytes)."""
         if transform is not None:
             waveforms = [
                 np.asarray(transform(samples, key), dtype=np.float32)
@@ -197,7 +197,7 @@ class SpeechDataset(Dataset):
         inputs = self.processor.feature_extractor(
             waveforms, sampling_rate=SAMPLE_RATE_HZ, padding=True, return_attention_mask=True, return_tensors="pt"
         )
-        return inputs.input_values.float(), inputs.attention_mask.to(torch.int64)
+        return inputs.input_values.float(), inputs.attention_mask.bool()
 
 
 class _PlanPosition:

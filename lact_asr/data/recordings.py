@@ -15,7 +15,7 @@ from lact_asr.errors import InputError, warn
 
 KEPT_BYTES = 1 << 30  # MUSAN would take 25 GB, OpenSLR 28 four, in each process
 _THREADS = 16
-_FILES_AT_ONCE = 256  # read ahead, so that a folder need not fit into memory
+_FILES_AT_ONCE = 32  # read ahead, so that a folder need not fit into memory
 _PROGRESS_BAR_FROM = 1_000
 
 Source = tuple[Path, int | None]  # a file, and its channel; None for the mean of all

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "configs" / "slurm" / "train.sbatch"
 TWO_TASKS = """
-shift  # its own flag
+while [[ $1 == --* ]]; do shift; done  # its own flags
 SLURM_PROCID=1 SLURM_LOCALID=1 SLURM_NTASKS=2 "$@" &
 SLURM_PROCID=0 SLURM_LOCALID=0 SLURM_NTASKS=2 "$@" && wait $!
 """
@@ -50,6 +50,13 @@ def test_trains_in_as_many_processes_as_there_are_tasks(run_job, corpus_dir, wri
     assert (exit_code, requeued) == (0, False), output
     assert '"processes": 2' in (tmp_path / "run" / "run.json").read_text()
     assert (tmp_path / "run" / "checkpoint_00000002.pt").exists()
+
+
+def test_a_job_array_is_refused(run_job, monkeypatch):
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "76")
+    exit_code, output, requeued = run_job(srun="exit 143")
+    assert (exit_code, requeued) == (2, False)
+    assert "job array" in output
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def test_a_batch_is_normalised_padded_and_labelled(cuts, processor):
     seen = 0
     for batch in make_dataloader(cuts, processor, 4, shuffle=True, seed=3):
         assert batch["input_values"].dtype == torch.float32
-        assert batch["attention_mask"].dtype == batch["labels"].dtype == torch.int64
+        assert (batch["attention_mask"].dtype, batch["labels"].dtype) == (torch.bool, torch.int64)
         assert batch["input_values"].shape == batch["attention_mask"].shape
         for row, name in enumerate(batch["ids"]):
             samples = read_audio(cuts[name].recording.sources[0].source)
