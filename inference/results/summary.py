@@ -58,7 +58,7 @@ def summarise(results: Iterable[UtteranceResult]) -> Summary:
 
 
 def _percent(counts: ErrorCounts | None) -> str:
-    return "–" if counts is None else f"{100 * counts.rate:.1f}"
+    return "–" if counts is None else f"{100 * counts.rate:.2f}"
 
 
 def format_table(summaries: Mapping[str, Summary]) -> str:

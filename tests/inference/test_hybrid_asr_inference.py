@@ -98,7 +98,7 @@ def test_a_corpus_subset(transcribe, saved_checkpoint, librispeech, tmp_path, da
     errors = sum(result.word_errors.errors for result in results)
     words = sum(result.word_errors.reference_length for result in results)
     assert row["words"] == str(words) == {"librispeech": "22", "manifest": "20"}[dataset_type]
-    assert row["WER %"] == f"{100 * errors / words:.1f}"
+    assert row["WER %"] == f"{100 * errors / words:.2f}"
     assert f"Results: {tmp_path / 'out' / 'results.jsonl'}" in result.err
 
 

@@ -28,7 +28,7 @@ def test_table_is_markdown_with_only_filled_columns():
     lines = format_table({"clean, greedy": summarise([plain]), "10 dB": summarise([plain, plain])}).splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert cells[0] == ["", "utterances", "words", "WER %", "CER %", "real-time factor"]
-    assert cells[2] == ["clean, greedy", "1", "2", "50.0", "33.3", "0.100"]
+    assert cells[2] == ["clean, greedy", "1", "2", "50.00", "33.33", "0.100"]
     assert cells[3][:3] == ["10 dB", "2", "4"]
     assert len({len(line) for line in lines}) == 1
     assert set(lines[1]) == set("|-:")
