@@ -103,7 +103,7 @@ def load_training_state(path: Path) -> dict:
         raise InputError(f"{path} is not a training state of this version; training cannot go on from it.")
     if not _has_its_checksums(path):
         raise InputError(f"{path} is damaged: it does not have its checksums.")
-    if "processes_changed" in content["progress"]:  # as it was called when processes were all that could change
+    if "processes_changed" in content.get("progress", {}):  # as it was called when processes were all that could change
         content["progress"]["epochs_differ"] = content["progress"].pop("processes_changed")
     return content
 

@@ -132,7 +132,7 @@ def test_the_card_says_what_the_run_was(run, tmp_path, capsys):
     (line,) = [line for line in card.text.splitlines() if line.startswith("| test-clean")]
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     assert cells[0] == "test-clean, 50 beams and language model, TTT (entropy)"
-    assert cells[3:5] == ["25.0", "75.0"]  # with and without TTT
+    assert cells[3:5] == ["25.00", "75.00"]  # with and without TTT
     assert "/home/someone" not in card.content
     assert "{" not in card.text
 
