@@ -126,7 +126,7 @@ def test_special_tokens_never_appear(decoder):
         # Without these tokens the same utterance scores the same: they take no probability from the others.
         silenced = log_probs.clone()
         silenced[:, VOCABULARY[token]] = -math.inf
-        # flashlight merges hypotheses in the order of their addresses: of 1,800 scores of these frames one in 300 was 0.006 off, or 0.01.
+        # flashlight merges hypotheses in the order of their addresses: of 1,800 scores of these frames 222 were off, by up to 0.010.
         assert decoder.decode(shouted).score == pytest.approx(decoder.decode(silenced).score, abs=0.03)
 
 
