@@ -175,16 +175,11 @@ class TrainingLosses(nn.Module):
         for step in range(self.settings.steps):
             losses = adaptation.loss.losses(view if step == 0 else self._view(view.rows, view.teacher))
             losses_before = losses if losses_before is None else losses_before
-            with torch.autocast(
-                losses.device.type, enabled=False
-            ):  # backward passes have the precision of forward ones
+            with torch.autocast(losses.device.type, enabled=False):  # the forward pass's precision, not the caller's
                 gradients = torch.autograd.grad(
-                    losses.sum(),
-                    list(copies.values()),
-                    create_graph=not first_order,
-                    retain_graph=True,
+                    losses.sum(), list(copies.values()), create_graph=not first_order, retain_graph=True,
                     allow_unused=True,
-                )
+                )  # fmt: skip
             found = {name: value for name, value in zip(copies, gradients, strict=True) if value is not None}
             copies.replace(optimizer.step(copies, found))
         return losses_before.mean()

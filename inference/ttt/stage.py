@@ -121,7 +121,7 @@ class GradientStage:
                 # Each row's loss depends on its own copies only.
                 with torch.autocast(
                     losses.device.type, enabled=False
-                ):  # a backward pass has the precision of the forward one
+                ):  # the forward pass's precision, not the caller's
                     of_piece = torch.autograd.grad(losses.sum(), [copies[name] for name in names], allow_unused=True)
                 for name, gradient in zip(names, of_piece, strict=True):
                     if gradient is not None:

@@ -73,9 +73,7 @@ class _SumOfOuterProducts(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor]:
         left, right = ctx.saved_tensors
-        with torch.autocast(
-            gradient.device.type, enabled=False
-        ):  # as the forward pass, whoever calls backward() inside of it
+        with torch.autocast(gradient.device.type, enabled=False):  # the forward pass's precision, not the caller's
             return right @ gradient.mT, left @ gradient
 
 

@@ -51,9 +51,7 @@ class _Steps(torch.autograd.Function):
         if torch.is_grad_enabled():  # whoever differentiates this backward pass needs a graph back to the input
             plain = functools.partial(reference.steps, coefficients=ctx.coefficients)
             return gradients_by_recomputation(plain, stored[:1], [gradient])[0], None
-        with torch.autocast(
-            gradient.device.type, enabled=False
-        ):  # as the forward pass, whoever calls backward() inside of it
+        with torch.autocast(gradient.device.type, enabled=False):  # the forward pass's precision, not the caller's
             for step, (a, b, c) in reversed([*enumerate(ctx.coefficients)]):
                 iterate, gram, polynomial = stored[3 * step : 3 * step + 3]
                 outer = gradient @ iterate.mT
