@@ -53,7 +53,8 @@ class ModelCounts:
         counts twice.
         """
         # Fused attention is not known to the counter on every device; written out it is products.
-        with self._counting(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.baddbmm_: _flops_of_products})
+        with self._counting(), sdpa_kernel(SDPBackend.MATH), counter:
             self._output(num_samples).backward()
             self.model.zero_grad()
         return counter.get_total_flops()
@@ -90,6 +91,11 @@ class ModelCounts:
     def _output(self, num_samples: int) -> Tensor:
         """Something to differentiate."""
         return self.model(torch.empty(1, num_samples)).logits.sum()
+
+
+def _flops_of_products(_total: torch.Size, left: torch.Size, right: torch.Size, **_) -> int:
+    """Of `Tensor.baddbmm_`; PyTorch counts only products that are not added in place."""
+    return 2 * left.numel() * right[-1]
 
 
 def _allowed_pairs_without_padding(frame_mask: Tensor, window_size: int) -> BlockWindows | None:

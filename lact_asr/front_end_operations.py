@@ -6,14 +6,36 @@ differentiable operations, so that derivatives of any order exist.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 
-def convolution_windows(hidden: torch.Tensor, kernel: int, stride: int, dilation: int) -> torch.Tensor:
-    """What each output frame of a convolution sees, tap after tap: [B, T, C] -> [B, T', kernel * C]."""
-    return _ConvolutionWindows.apply(hidden, kernel, stride, dilation)
+def convolution(hidden: torch.Tensor, weight: torch.Tensor, stride: int, dilation: int) -> torch.Tensor:
+    """`Conv1d` without bias on frames in rows, as products that read the frames where they lie.
+
+    Neighbouring taps that fit between one output frame and the next lie side by side in memory: each such group is one
+    product. (A kernel of 3 with stride 2 is two products, of 2 taps and of 1.) No array of all windows is ever written.
+
+    Args:
+        hidden: [B, T, C], T at least dilation * (kernel - 1) + 1.
+        weight: [out, C, kernel], or a copy of it for each row [B, out, C, kernel].
+        stride, dilation: as in `Conv1d`.
+
+    Returns:
+        [B, T', out]; in autocast's precision where that is on, as from `Conv1d`.
+    """
+    device = hidden.device.type
+    if torch.is_autocast_enabled(device) and hidden.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(device)
+        hidden, weight = hidden.to(dtype), weight.to(dtype)
+    kernel = weight.shape[-1]
+    taps = weight.movedim(-1, -3).mT  # [..., kernel, C, out]
+    if hidden.shape[-1] == 1:  # waveforms: their windows are small, and products of few columns are slow
+        windows = hidden[..., 0].unfold(1, dilation * (kernel - 1) + 1, stride)[..., ::dilation]
+        return _Convolution.apply(windows.contiguous(), taps.transpose(-3, -2), 1, 1)
+    return _Convolution.apply(hidden.contiguous(), taps, stride, dilation)
 
 
 def channel_norm_over_time(
@@ -44,20 +66,68 @@ def channel_norm_over_time(
     return normalised.to(hidden.dtype)
 
 
-class _ConvolutionWindows(torch.autograd.Function):
+class _Convolution(torch.autograd.Function):
+    """`convolution` of frames [B, T, C] by taps [kernel, C, out], or [B, kernel, C, out]."""
+
     @staticmethod
-    def forward(ctx: Any, hidden: torch.Tensor, kernel: int, stride: int, dilation: int) -> torch.Tensor:
-        ctx.shape, ctx.kernel, ctx.stride, ctx.dilation = hidden.shape, kernel, stride, dilation
-        span = dilation * (kernel - 1) + 1  # frames from the first tap to the last
-        return hidden.unfold(1, span, stride)[..., ::dilation].mT.flatten(2).contiguous()
+    def forward(ctx: Any, hidden: torch.Tensor, taps: torch.Tensor, stride: int, dilation: int) -> torch.Tensor:
+        ctx.save_for_backward(hidden, taps)
+        ctx.stride, ctx.dilation = stride, dilation
+        frames = (hidden.shape[1] - dilation * (taps.shape[-3] - 1) - 1) // stride + 1
+        product = None
+        for first, count, matrix in _groups_of_taps(taps, stride, dilation):
+            seen = _side_by_side(hidden, first * dilation, count, stride, frames)
+            matrix = matrix.expand(hidden.shape[0], -1, -1)
+            product = torch.bmm(seen, matrix) if product is None else product.baddbmm_(seen, matrix)
+        return product
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        total, reach = gradient.new_zeros(ctx.shape), ctx.stride * (gradient.shape[1] - 1) + 1
-        for tap, of_tap in enumerate(gradient.chunk(ctx.kernel, dim=-1)):
-            start = tap * ctx.dilation
-            total[:, start : start + reach : ctx.stride] += of_tap
-        return total, None, None, None
+        hidden, taps = ctx.saved_tensors
+        of_hidden = of_taps = None
+        with torch.autocast(gradient.device.type, enabled=False):  # the forward pass's precision, not the caller's
+            if ctx.needs_input_grad[0]:
+                of_hidden = _gradient_of_hidden(gradient, hidden, taps, ctx.stride, ctx.dilation)
+            if ctx.needs_input_grad[1]:
+                of_taps = _gradient_of_taps(gradient, hidden, taps, ctx.stride, ctx.dilation)
+        return of_hidden, of_taps, None, None
+
+
+def _gradient_of_hidden(
+    gradient: torch.Tensor, hidden: torch.Tensor, taps: torch.Tensor, stride: int, dilation: int
+) -> torch.Tensor:
+    batch, length, channels = hidden.shape
+    # Written through slices of rows of a stride's frames: compiled, writing into a view by `unfold` gives wrong sums.
+    total = hidden.new_zeros(batch, -(-length // stride), stride * channels)
+    for first, count, matrix in _groups_of_taps(taps, stride, dilation):
+        row, frame = divmod(first * dilation, stride)
+        seen = total[:, row : row + gradient.shape[1], frame * channels : (frame + count) * channels]
+        seen.baddbmm_(gradient, matrix.mT.expand(batch, -1, -1))
+    return total.view(batch, -1, channels)[:, :length]
+
+
+def _gradient_of_taps(
+    gradient: torch.Tensor, hidden: torch.Tensor, taps: torch.Tensor, stride: int, dilation: int
+) -> torch.Tensor:
+    of_groups = []
+    for first, count, _ in _groups_of_taps(taps, stride, dilation):
+        seen = _side_by_side(hidden, first * dilation, count, stride, gradient.shape[1])
+        of_group = seen.mT @ gradient  # in the other order ten times slower for the ten columns of the first layer
+        of_groups.append(of_group if taps.ndim == 4 else of_group.sum(0))
+    return torch.cat(of_groups, dim=-2).view_as(taps)
+
+
+def _groups_of_taps(taps: torch.Tensor, stride: int, dilation: int) -> Iterator[tuple[int, int, torch.Tensor]]:
+    """Neighbours that fit into a stride: the first of a group, their number, their matrix [taps * C, out] or [B, taps * C, out]."""
+    size = stride if dilation == 1 else 1
+    for number, group in enumerate(taps.split(size, dim=-3)):
+        yield number * size, group.shape[-3], group.flatten(-3, -2)
+
+
+def _side_by_side(hidden: torch.Tensor, start: int, count: int, stride: int, frames: int) -> torch.Tensor:
+    """A view [B, frames, count * C] of contiguous [B, T, C]: ``count`` neighbours from ``start`` on, then a ``stride`` further on."""
+    neighbours = hidden[:, start:].unfold(1, count, stride)[:, :frames].mT
+    return neighbours.view(hidden.shape[0], frames, -1)
 
 
 class _ChannelNorm(torch.autograd.Function):

@@ -19,6 +19,7 @@ from lact_asr import HybridASRForCTC
 from lact_asr.processing_hybrid_asr import HybridASRProcessor
 from lact_asr.text import build_vocabulary
 from lact_asr.training.block_options import checkpoint_activations
+from lact_asr.wav2vec2_encoder import FrontEndLayer
 
 SHORT = ("--device", "cpu", "--sizes", "tiny", "--utterances", "2", "--seconds", "0.5", "--steps", "2", "--cpu_time")
 
@@ -87,6 +88,21 @@ def test_operations_are_those_of_the_products():
     assert counts.flops(16_000) == 2 * (2 * 160 * 100 * 7)
     assert counts.saved_bytes(16_000) == 4 * 16_000
     assert of_seconds(counts.flops)(3.5) == pytest.approx(3.5 * counts.flops(16_000))
+
+
+def test_operations_of_convolutions_are_counted():
+    class OneConvolution(nn.Module):
+        """A front-end layer that nothing comes before: forward pass and the derivative by its weights."""
+
+        def __init__(self):
+            super().__init__()
+            self.layer = FrontEndLayer(100, 7, kernel=3, stride=2, dilation=1, bias=False, norm=None, activation="gelu")
+
+        def forward(self, waveform):
+            self.logits = self.layer(waveform.unflatten(1, (-1, 100)), None)
+            return self
+
+    assert ModelCounts(OneConvolution).flops(16_100) == 2 * (2 * 80 * 3 * 100 * 7)
 
 
 def one_block(checkpointed: bool = False, window_size: int = 16) -> HybridASRForCTC:

@@ -7,7 +7,7 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 from torch.nn import functional
 
-from lact_asr.front_end_operations import channel_norm_over_time, convolution_windows
+from lact_asr.front_end_operations import channel_norm_over_time, convolution
 
 EPS = 1e-5
 
@@ -41,15 +41,34 @@ def test_derivatives_of_channel_norm(rows):
     assert gradgradcheck(norm, arguments)
 
 
-@pytest.mark.parametrize(("kernel", "stride", "dilation"), [(1, 1, 1), (3, 2, 1), (2, 1, 4), (2, 5, 2), (10, 5, 1)])
-def test_windows_are_what_a_convolution_sees(kernel, stride, dilation):
-    hidden, weight = normal(2, 14, 3), normal(4, 3, kernel, seed=1)
-    windows = convolution_windows(hidden, kernel, stride, dilation)
-    expected = functional.conv1d(hidden.mT, weight, stride=stride, dilation=dilation).mT
-    torch.testing.assert_close(windows @ weight.mT.flatten(-2).mT, expected, atol=1e-12, rtol=0)
+@pytest.mark.parametrize("rows", [(), (2,)], ids=["shared", "copies for each row"])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "dilation"), [(1, 1, 1), (3, 2, 1), (3, 1, 1), (2, 2, 1), (2, 1, 4), (2, 5, 2), (10, 5, 1)]
+)
+def test_convolution_and_its_derivatives(kernel, stride, dilation, channels, rows):
+    hidden, weight = normal(2, 14, channels), normal(*rows, 2, channels, kernel, seed=1)
 
-    def of_hidden(hidden: torch.Tensor) -> torch.Tensor:
-        return convolution_windows(hidden, kernel, stride, dilation)
+    def convolved(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return convolution(hidden, weight, stride, dilation)
 
-    assert gradcheck(of_hidden, hidden)
-    assert gradgradcheck(of_hidden, hidden)
+    for row in range(2):
+        own_weight = weight[row] if rows else weight
+        expected = functional.conv1d(hidden[row].mT, own_weight, stride=stride, dilation=dilation).mT
+        torch.testing.assert_close(convolved(hidden, weight)[row], expected, atol=1e-12, rtol=0)
+    assert gradcheck(convolved, (hidden, weight))
+    assert gradgradcheck(convolved, (hidden, weight))
+
+
+def test_convolution_takes_frames_that_lie_otherwise_in_memory():
+    hidden, weight = normal(2, 3, 14).mT, normal(4, 3, 3, seed=1)
+    expected = functional.conv1d(hidden.mT, weight, stride=2).mT
+    torch.testing.assert_close(convolution(hidden, weight, 2, 1), expected, atol=1e-12, rtol=0)
+
+
+def test_convolution_under_autocast_is_in_16_bits():
+    hidden, weight = normal(2, 14, 3).float(), normal(4, 3, 3, seed=1).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        product = convolution(hidden, weight, 2, 1)
+    assert product.dtype == torch.bfloat16
+    torch.testing.assert_close(product.float(), convolution(hidden, weight, 2, 1), atol=0.1, rtol=0)
