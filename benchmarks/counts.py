@@ -26,6 +26,26 @@ from lact_asr.sample_rate import SAMPLE_RATE_HZ
 COUNTED_SECONDS = (3, 6, 12)
 
 
+def _of_batched_products(_total: torch.Size, left: torch.Size, right: torch.Size, **_) -> int:
+    return 2 * left.numel() * right[-1]
+
+
+def _of_convolution(hidden: torch.Size, taps: torch.Size, *_, out_shape: torch.Size, **__) -> int:
+    return 2 * out_shape[:2].numel() * taps[-3:].numel()
+
+
+def _of_derivative(gradient: torch.Size, hidden: torch.Size, taps: torch.Size, *_, **__) -> int:
+    return 2 * gradient[:2].numel() * taps[-3:].numel()
+
+
+_UNKNOWN_TO_PYTORCH = {
+    torch.ops.aten.baddbmm_: _of_batched_products,
+    torch.ops.lact_asr.convolution: _of_convolution,
+    torch.ops.lact_asr.convolution_of_hidden: _of_derivative,
+    torch.ops.lact_asr.convolution_of_taps: _of_derivative,
+}
+
+
 class ModelCounts:
     """A model that is never filled with values, and what one utterance of it takes in training.
 
@@ -53,7 +73,7 @@ class ModelCounts:
         counts twice.
         """
         # Fused attention is not known to the counter on every device; written out it is products.
-        counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.baddbmm_: _flops_of_products})
+        counter = FlopCounterMode(display=False, custom_mapping=_UNKNOWN_TO_PYTORCH)
         with self._counting(), sdpa_kernel(SDPBackend.MATH), counter:
             self._output(num_samples).backward()
             self.model.zero_grad()
@@ -91,11 +111,6 @@ class ModelCounts:
     def _output(self, num_samples: int) -> Tensor:
         """Something to differentiate."""
         return self.model(torch.empty(1, num_samples)).logits.sum()
-
-
-def _flops_of_products(_total: torch.Size, left: torch.Size, right: torch.Size, **_) -> int:
-    """Of `Tensor.baddbmm_`; PyTorch counts only products that are not added in place."""
-    return 2 * left.numel() * right[-1]
 
 
 def _allowed_pairs_without_padding(frame_mask: Tensor, window_size: int) -> BlockWindows | None:

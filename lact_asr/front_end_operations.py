@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 
 
-def convolution(hidden: torch.Tensor, weight: torch.Tensor, stride: int, dilation: int) -> torch.Tensor:
+def convolution(hidden: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
     """`Conv1d` without bias on frames in rows, as products that read the frames where they lie.
 
     Neighbouring taps that fit between one output frame and the next lie side by side in memory: each such group is one
@@ -34,13 +35,89 @@ def convolution(hidden: torch.Tensor, weight: torch.Tensor, stride: int, dilatio
     taps = weight.movedim(-1, -3).mT  # [..., kernel, C, out]
     if hidden.shape[-1] == 1:  # waveforms: their windows are small, and products of few columns are slow
         windows = hidden[..., 0].unfold(1, dilation * (kernel - 1) + 1, stride)[..., ::dilation]
-        return _Convolution.apply(windows.contiguous(), taps.transpose(-3, -2), 1, 1)
-    return _Convolution.apply(hidden.contiguous(), taps, stride, dilation)
+        hidden, taps, stride, dilation = windows, taps.transpose(-3, -2), 1, 1
+    return _convolution(hidden.contiguous(), taps.contiguous(), stride, dilation)
 
 
-def channel_norm_over_time(
-    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, valid: torch.Tensor | None
-) -> torch.Tensor:
+# Operators, so that a compiler sees one node in place of views whose layout it would compile anew for many a length.
+@torch.library.custom_op("lact_asr::convolution", mutates_args=())
+def _convolution(hidden: Tensor, taps: Tensor, stride: int, dilation: int) -> Tensor:
+    """`convolution` of frames [B, T, C] by taps [kernel, C, out], or [B, kernel, C, out]."""
+    product = None
+    for first, count, matrix in _groups_of_taps(taps, stride, dilation):
+        seen = _side_by_side(hidden, first * dilation, count, stride, _output_frames(hidden, taps, stride, dilation))
+        matrix = matrix.expand(hidden.shape[0], -1, -1)
+        product = torch.bmm(seen, matrix) if product is None else product.baddbmm_(seen, matrix)
+    return product
+
+
+@_convolution.register_fake
+def _(hidden: Tensor, taps: Tensor, stride: int, dilation: int) -> Tensor:
+    return hidden.new_empty(hidden.shape[0], _output_frames(hidden, taps, stride, dilation), taps.shape[-1])
+
+
+def _gradient_of_hidden(gradient: Tensor, hidden: Tensor, taps: Tensor, stride: int, dilation: int) -> Tensor:
+    total = torch.zeros_like(hidden)
+    for first, count, matrix in _groups_of_taps(taps, stride, dilation):
+        seen = _side_by_side(total, first * dilation, count, stride, gradient.shape[1])
+        seen.baddbmm_(gradient, matrix.mT.expand(hidden.shape[0], -1, -1))
+    return total
+
+
+def _gradient_of_taps(gradient: Tensor, hidden: Tensor, taps: Tensor, stride: int, dilation: int) -> Tensor:
+    of_groups = []
+    for first, count, _ in _groups_of_taps(taps, stride, dilation):
+        seen = _side_by_side(hidden, first * dilation, count, stride, gradient.shape[1])
+        of_group = seen.mT @ gradient  # in the other order ten times slower for the ten columns of the first layer
+        of_groups.append(of_group if taps.ndim == 4 else of_group.sum(0))
+    return torch.cat(of_groups, dim=-2).view_as(taps)
+
+
+_of_hidden = torch.library.custom_op("lact_asr::convolution_of_hidden", _gradient_of_hidden, mutates_args=())
+_of_taps = torch.library.custom_op("lact_asr::convolution_of_taps", _gradient_of_taps, mutates_args=())
+_of_hidden.register_fake(lambda gradient, hidden, taps, stride, dilation: torch.empty_like(hidden))
+_of_taps.register_fake(lambda gradient, hidden, taps, stride, dilation: torch.empty_like(taps))
+
+
+def _keep_inputs(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    hidden, taps, *ctx.steps = inputs
+    ctx.save_for_backward(hidden, taps)
+
+
+def _convolution_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    inputs = gradient, *ctx.saved_tensors, *ctx.steps
+    # Operators have no derivative of their own; what they run has.
+    of_hidden, of_taps = (_gradient_of_hidden, _gradient_of_taps) if torch.is_grad_enabled() else (_of_hidden, _of_taps)
+    with torch.autocast(gradient.device.type, enabled=False):  # the forward pass's precision, not the caller's
+        return (
+            of_hidden(*inputs) if ctx.needs_input_grad[0] else None,
+            of_taps(*inputs) if ctx.needs_input_grad[1] else None,
+            None,
+            None,
+        )
+
+
+_convolution.register_autograd(_convolution_backward, setup_context=_keep_inputs)
+
+
+def _output_frames(hidden: Tensor, taps: Tensor, stride: int, dilation: int) -> int:
+    return (hidden.shape[1] - dilation * (taps.shape[-3] - 1) - 1) // stride + 1
+
+
+def _groups_of_taps(taps: Tensor, stride: int, dilation: int) -> Iterator[tuple[int, int, Tensor]]:
+    """Neighbours that fit into a stride: the first of a group, their number, their matrix [taps * C, out] or [B, taps * C, out]."""
+    size = stride if dilation == 1 else 1
+    for number, group in enumerate(taps.split(size, dim=-3)):
+        yield number * size, group.shape[-3], group.flatten(-3, -2)
+
+
+def _side_by_side(hidden: Tensor, start: int, count: int, stride: int, frames: int) -> Tensor:
+    """A view [B, frames, count * C] of contiguous [B, T, C]: ``count`` neighbours from ``start`` on, then a ``stride`` further on."""
+    neighbours = hidden[:, start:].unfold(1, count, stride)[:, :frames].mT
+    return neighbours.view(hidden.shape[0], frames, -1)
+
+
+def channel_norm_over_time(hidden: Tensor, weight: Tensor, bias: Tensor, eps: float, valid: Tensor | None) -> Tensor:
     """`GroupNorm` with one group per channel whose statistics see only each row's valid frames.
 
     y = weight (x - m) / sqrt(v + eps) + bias, with m and v (biased, as in `GroupNorm`) the mean and the variance over
@@ -66,70 +143,6 @@ def channel_norm_over_time(
     return normalised.to(hidden.dtype)
 
 
-class _Convolution(torch.autograd.Function):
-    """`convolution` of frames [B, T, C] by taps [kernel, C, out], or [B, kernel, C, out]."""
-
-    @staticmethod
-    def forward(ctx: Any, hidden: torch.Tensor, taps: torch.Tensor, stride: int, dilation: int) -> torch.Tensor:
-        ctx.save_for_backward(hidden, taps)
-        ctx.stride, ctx.dilation = stride, dilation
-        frames = (hidden.shape[1] - dilation * (taps.shape[-3] - 1) - 1) // stride + 1
-        product = None
-        for first, count, matrix in _groups_of_taps(taps, stride, dilation):
-            seen = _side_by_side(hidden, first * dilation, count, stride, frames)
-            matrix = matrix.expand(hidden.shape[0], -1, -1)
-            product = torch.bmm(seen, matrix) if product is None else product.baddbmm_(seen, matrix)
-        return product
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        hidden, taps = ctx.saved_tensors
-        of_hidden = of_taps = None
-        with torch.autocast(gradient.device.type, enabled=False):  # the forward pass's precision, not the caller's
-            if ctx.needs_input_grad[0]:
-                of_hidden = _gradient_of_hidden(gradient, hidden, taps, ctx.stride, ctx.dilation)
-            if ctx.needs_input_grad[1]:
-                of_taps = _gradient_of_taps(gradient, hidden, taps, ctx.stride, ctx.dilation)
-        return of_hidden, of_taps, None, None
-
-
-def _gradient_of_hidden(
-    gradient: torch.Tensor, hidden: torch.Tensor, taps: torch.Tensor, stride: int, dilation: int
-) -> torch.Tensor:
-    batch, length, channels = hidden.shape
-    # Written through slices of rows of a stride's frames: compiled, writing into a view by `unfold` gives wrong sums.
-    total = hidden.new_zeros(batch, -(-length // stride), stride * channels)
-    for first, count, matrix in _groups_of_taps(taps, stride, dilation):
-        row, frame = divmod(first * dilation, stride)
-        seen = total[:, row : row + gradient.shape[1], frame * channels : (frame + count) * channels]
-        seen.baddbmm_(gradient, matrix.mT.expand(batch, -1, -1))
-    return total.view(batch, -1, channels)[:, :length]
-
-
-def _gradient_of_taps(
-    gradient: torch.Tensor, hidden: torch.Tensor, taps: torch.Tensor, stride: int, dilation: int
-) -> torch.Tensor:
-    of_groups = []
-    for first, count, _ in _groups_of_taps(taps, stride, dilation):
-        seen = _side_by_side(hidden, first * dilation, count, stride, gradient.shape[1])
-        of_group = seen.mT @ gradient  # in the other order ten times slower for the ten columns of the first layer
-        of_groups.append(of_group if taps.ndim == 4 else of_group.sum(0))
-    return torch.cat(of_groups, dim=-2).view_as(taps)
-
-
-def _groups_of_taps(taps: torch.Tensor, stride: int, dilation: int) -> Iterator[tuple[int, int, torch.Tensor]]:
-    """Neighbours that fit into a stride: the first of a group, their number, their matrix [taps * C, out] or [B, taps * C, out]."""
-    size = stride if dilation == 1 else 1
-    for number, group in enumerate(taps.split(size, dim=-3)):
-        yield number * size, group.shape[-3], group.flatten(-3, -2)
-
-
-def _side_by_side(hidden: torch.Tensor, start: int, count: int, stride: int, frames: int) -> torch.Tensor:
-    """A view [B, frames, count * C] of contiguous [B, T, C]: ``count`` neighbours from ``start`` on, then a ``stride`` further on."""
-    neighbours = hidden[:, start:].unfold(1, count, stride)[:, :frames].mT
-    return neighbours.view(hidden.shape[0], frames, -1)
-
-
 class _ChannelNorm(torch.autograd.Function):
     """(y, m, r) with y = weight (x - m) r + bias and r = (v + eps) ^ -1/2; second derivatives need m and r as results.
 
@@ -139,8 +152,8 @@ class _ChannelNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, values: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, shares: torch.Tensor, eps: float
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        ctx: Any, values: Tensor, weight: Tensor, bias: Tensor, shares: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
         with torch.autocast(values.device.type, enabled=False):
             mean = shares.mT @ values
             variance = shares.mT @ (values - mean).square_()
@@ -150,8 +163,8 @@ class _ChannelNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(
-        ctx: Any, gradient: torch.Tensor, mean_gradient: torch.Tensor, scale_gradient: torch.Tensor
-    ) -> tuple[torch.Tensor | None, ...]:
+        ctx: Any, gradient: Tensor, mean_gradient: Tensor, scale_gradient: Tensor
+    ) -> tuple[Tensor | None, ...]:
         values, weight, shares, mean, scale = ctx.saved_tensors
         total = gradient.sum(1, keepdim=True)
         along = (gradient * values).sum(1, keepdim=True) - mean * total  # Σ ȳ (x - m)

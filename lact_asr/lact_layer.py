@@ -11,7 +11,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lact_asr.attention import BlockWindows, attend, rotate
+from lact_asr.attention import BlockWindows, attend, rotary_tables, rotate
 from lact_asr.configuration_hybrid_asr import HybridASRConfig
 from lact_asr.fast_weight_ops import chosen_backend, fast_weight_apply, fast_weight_gradients, muon_step, row_norms
 from lact_asr.fast_weight_state import FastWeightState, Weights
@@ -79,9 +79,8 @@ class LaCTLayer(nn.Module):
             rearrange(tensor, "b t (n d) -> b n t d", n=config.num_attn_heads) for tensor in (queries, keys, values)
         )
         dropout = config.attention_dropout if self.training else 0.0
-        attended = attend(
-            rotate(queries, config.rope_theta), rotate(keys, config.rope_theta), values, allowed_pairs, dropout
-        )
+        tables = rotary_tables(queries, config.rope_theta)
+        attended = attend(rotate(queries, tables), rotate(keys, tables), values, allowed_pairs, dropout)
         return rearrange(attended, "b n t d -> b t (n d)")
 
     def _fast_weights(
@@ -91,7 +90,7 @@ class LaCTLayer(nn.Module):
         hidden_states = hidden_states.to(torch.promote_types(dtype, torch.float32))
         queries, keys, values, learning_rates = self.fast_tokens(hidden_states, queries, keys, values, dtype)
         # Fast weights that many chunks add to are kept in 32 bits; where an utterance is one chunk, they are as its tokens.
-        one_chunk = state is None and self._chunk_size(queries.shape[2]) >= queries.shape[2]
+        one_chunk = state is None and len(self._chunks(queries.shape[2])) == 1
         initial = tuple(weight.to(dtype if one_chunk else hidden_states.dtype) for weight in self.fast_weights())
         fast, state = self._over_chunks(
             queries, keys, values, learning_rates, hidden_states, frame_mask, initial, state or self.start(initial)
@@ -132,13 +131,11 @@ class LaCTLayer(nn.Module):
         """Update and apply the fast weights chunk by chunk, in the configured order."""
         if not self.config.update_fast_weights:
             return fast_weight_apply(state.weights, queries), state
-        frames = queries.shape[2]
-        chunk_size = self._chunk_size(frames)
+        chunks = self._chunks(queries.shape[2])
         norms = tuple(row_norms(weight) for weight in initial)
-        whole_rows = state.weights is initial and chunk_size >= frames
+        whole_rows = state.weights is initial and len(chunks) == 1
         outputs = []
-        for start in range(0, frames, chunk_size):
-            chunk = slice(start, start + chunk_size)
+        for chunk in chunks:
             updated = self.update(
                 state, keys[:, :, chunk], values[:, :, chunk], learning_rates[:, :, chunk],
                 hidden_states[:, chunk], frame_mask[:, chunk], norms,
@@ -148,10 +145,14 @@ class LaCTLayer(nn.Module):
             applied = updated if self.config.lact_update_order == "update_then_apply" else state
             outputs.append(fast_weight_apply(applied.weights, queries[:, :, chunk]))
             state = updated
-        return torch.cat(outputs, dim=2), state
+        return outputs[0] if len(chunks) == 1 else torch.cat(outputs, dim=2), state
 
-    def _chunk_size(self, frames: int) -> int:
-        return frames if self.config.lact_chunk_size == -1 else self.config.lact_chunk_size
+    def _chunks(self, frames: int) -> list[slice]:
+        """Where each chunk lies. A single one is without bounds, as a compiler would make one program for every bound."""
+        size = self.config.lact_chunk_size
+        if size == -1 or size >= frames:
+            return [slice(None)]
+        return [slice(start, start + size) for start in range(0, frames, size)]
 
     def update(
         self, state: FastWeightState, keys: Tensor, values: Tensor, learning_rates: Tensor, hidden_states: Tensor,

@@ -165,7 +165,8 @@ def test_16_bit_autocast_of_the_caller_sees_the_adapted_weights(model, waveform)
     assert outcome.losses[1] != outcome.losses[0]
     expected = adapter.adapt(row)
     change, wanted = outcome.logits - outcome.logits_before, expected.logits - expected.logits_before
-    assert (change.float() - wanted).norm() < 0.3 * wanted.norm()
+    # Rounding gives 0.14 to 0.51 for a dozen recordings; logits that stay as they were would give 1.
+    assert (change.float() - wanted).norm() < 0.7 * wanted.norm()
 
 
 def test_a_loss_that_nothing_adaptable_has_a_part_in(model, waveform):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.autograd import gradcheck, gradgradcheck
 
-from lact_asr.attention import BlockWindows, allowed_pairs, attend, goes_by_blocks, rotate
+from lact_asr.attention import BlockWindows, allowed_pairs, attend, goes_by_blocks, rotary_tables, rotate
 
 
 def mask_of(lengths: list[int], frames: int) -> torch.Tensor:
@@ -15,9 +16,13 @@ def mask_of(lengths: list[int], frames: int) -> torch.Tensor:
 # Rotary positions
 
 
+def rotated(tensor: torch.Tensor, theta: float = 10_000.0) -> torch.Tensor:
+    return rotate(tensor, rotary_tables(tensor, theta))
+
+
 def test_scores_depend_on_the_distance_only():
     query, key = torch.randn(2, 1, 1, 1, 8, dtype=torch.float64)
-    scores = rotate(query.expand(1, 1, 40, 8), 10_000.0) @ rotate(key.expand(1, 1, 40, 8), 10_000.0).mT
+    scores = rotated(query.expand(1, 1, 40, 8)) @ rotated(key.expand(1, 1, 40, 8)).mT
     for distance in (-7, 0, 1, 20):
         diagonal = torch.diagonal(scores[0, 0], offset=distance)
         # 1e-4: the angles are float32 and reach 40 radians, where they are exact to 4e-6
@@ -26,22 +31,28 @@ def test_scores_depend_on_the_distance_only():
 
 
 def test_each_pair_turns_by_its_own_angle():
-    rotated = rotate(torch.tensor([1.0, 1.0, 0.0, 0.0]).expand(1, 1, 6, 4), theta=100.0)[0, 0]
+    turned = rotated(torch.tensor([1.0, 1.0, 0.0, 0.0]).expand(1, 1, 6, 4), theta=100.0)[0, 0]
     time = torch.arange(6.0)
     fast, slow = time, time / 10  # t · theta^(-2i/d) for i = 0, 1
     expected = torch.stack([fast.cos(), slow.cos(), fast.sin(), slow.sin()], dim=-1)
-    torch.testing.assert_close(rotated, expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(turned, expected, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_lengths_and_dtype_are_kept_and_the_first_frame_stays(dtype):
     tensor = torch.randn(2, 3, 9, 6).to(dtype)
-    rotated = rotate(tensor, 10_000.0)
-    assert rotated.dtype == dtype
-    assert torch.equal(rotated[:, :, 0], tensor[:, :, 0])
+    turned = rotated(tensor)
+    assert turned.dtype == dtype
+    assert torch.equal(turned[:, :, 0], tensor[:, :, 0])
     # bfloat16 keeps eight bits
     tolerance = 0.02 if dtype == torch.bfloat16 else 1e-5
-    torch.testing.assert_close(rotated.norm(dim=-1), tensor.norm(dim=-1), atol=0, rtol=tolerance)
+    torch.testing.assert_close(turned.norm(dim=-1), tensor.norm(dim=-1), atol=0, rtol=tolerance)
+
+
+def test_derivatives_of_rotation():
+    tensor = torch.randn(2, 5, 3, 4, dtype=torch.float64).transpose(1, 2).requires_grad_()
+    assert gradcheck(rotated, tensor)
+    assert gradgradcheck(rotated, tensor)
 
 
 # Windows and padding

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
+from torch.library import opcheck
 from torch.nn import functional
 
 from lact_asr.front_end_operations import channel_norm_over_time, convolution
@@ -72,3 +73,16 @@ def test_convolution_under_autocast_is_in_16_bits():
         product = convolution(hidden, weight, 2, 1)
     assert product.dtype == torch.bfloat16
     torch.testing.assert_close(product.float(), convolution(hidden, weight, 2, 1), atol=0.1, rtol=0)
+
+
+@pytest.mark.parametrize(("kernel", "stride", "dilation"), [(3, 2, 1), (2, 1, 4)])
+def test_operators_are_what_compilers_expect(kernel, stride, dilation):
+    hidden, taps = normal(2, 14, 3), normal(kernel, 3, 4, seed=1)
+    arguments = hidden, taps, stride, dilation
+    opcheck(torch.ops.lact_asr.convolution, arguments)
+    gradient = torch.ops.lact_asr.convolution(*arguments).detach()
+    for derivative in (torch.ops.lact_asr.convolution_of_hidden, torch.ops.lact_asr.convolution_of_taps):
+        with (
+            torch.no_grad()
+        ):  # they are not differentiable: where derivatives are, the backward pass runs what they run
+            opcheck(derivative, (gradient, *arguments), test_utils=("test_schema", "test_faketensor"))
