@@ -97,6 +97,7 @@ def test_training_through_a_step_refuses_both(train, flag):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("checkpointed", [False, True], ids=["", "checkpointed"])
 @pytest.mark.parametrize(
     "backend",
     [
@@ -110,10 +111,12 @@ def test_training_through_a_step_refuses_both(train, flag):
         ),
     ],
 )
-def test_compiled_modules_give_the_same_at_any_length_from_one_compilation(backend):
+def test_compiled_modules_give_the_same_at_any_length_from_one_compilation(backend, checkpointed):
     counters.clear()
     model = make_model(**STILL, num_hidden_layers=2, window_size=8)
     compiled = copy.deepcopy(model)
+    if checkpointed:
+        checkpoint_activations(compiled)
     compile_in_place([compiled.front_end, *compiled.blocks], backend)
     assert compiled.state_dict().keys() == model.state_dict().keys()
     for samples in (16_000, 20_000, 18_765):
