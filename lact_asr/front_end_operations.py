@@ -17,20 +17,23 @@ def convolution(hidden: Tensor, weight: Tensor, stride: int, dilation: int) -> T
     """`Conv1d` without bias on frames in rows, as products that read the frames where they lie.
 
     Neighbouring taps that fit between one output frame and the next lie side by side in memory: each such group is one
-    product. (A kernel of 3 with stride 2 is two products, of 2 taps and of 1.) No array of all windows is ever written.
+    product. (A kernel of 3 with stride 2 is two products, of 2 taps and of 1.) No array of all windows is written, but for
+    waveforms (C = 1). In 16 bits sums are rounded once for each group of taps.
 
     Args:
         hidden: [B, T, C], T at least dilation * (kernel - 1) + 1.
-        weight: [out, C, kernel], or a copy of it for each row [B, out, C, kernel].
+        weight: [out, C, kernel], or a copy of it for each row [B or 1, out, C, kernel].
         stride, dilation: as in `Conv1d`.
 
     Returns:
-        [B, T', out]; in autocast's precision where that is on, as from `Conv1d`.
+        [B, T', out]; in autocast's dtype where that is on, as from `Conv1d`.
     """
     device = hidden.device.type
     if torch.is_autocast_enabled(device) and hidden.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device)
         hidden, weight = hidden.to(dtype), weight.to(dtype)
+    if weight.ndim == 4:
+        weight = weight.expand(hidden.shape[0], -1, -1, -1)
     kernel = weight.shape[-1]
     taps = weight.movedim(-1, -3).mT  # [..., kernel, C, out]
     if hidden.shape[-1] == 1:  # waveforms: their windows are small, and products of few columns are slow
@@ -114,7 +117,7 @@ def _groups_of_taps(taps: Tensor, stride: int, dilation: int) -> Iterator[tuple[
 def _side_by_side(hidden: Tensor, start: int, count: int, stride: int, frames: int) -> Tensor:
     """A view [B, frames, count * C] of contiguous [B, T, C]: ``count`` neighbours from ``start`` on, then a ``stride`` further on."""
     neighbours = hidden[:, start:].unfold(1, count, stride)[:, :frames].mT
-    return neighbours.view(hidden.shape[0], frames, -1)
+    return neighbours.view(hidden.shape[0], frames, count * hidden.shape[-1])
 
 
 def channel_norm_over_time(hidden: Tensor, weight: Tensor, bias: Tensor, eps: float, valid: Tensor | None) -> Tensor:

@@ -90,19 +90,22 @@ def test_operations_are_those_of_the_products():
     assert of_seconds(counts.flops)(3.5) == pytest.approx(3.5 * counts.flops(16_000))
 
 
-def test_operations_of_convolutions_are_counted():
-    class OneConvolution(nn.Module):
-        """A front-end layer that nothing comes before: forward pass and the derivative by its weights."""
-
+def test_operations_of_convolutions_and_of_products_added_in_place_are_counted():
+    class TwoConvolutionsAndASum(nn.Module):
         def __init__(self):
             super().__init__()
-            self.layer = FrontEndLayer(100, 7, kernel=3, stride=2, dilation=1, bias=False, norm=None, activation="gelu")
+            steps = {"kernel": 3, "stride": 2, "dilation": 1, "bias": False, "norm": None, "activation": "gelu"}
+            self.first, self.second = FrontEndLayer(100, 7, **steps), FrontEndLayer(7, 5, **steps)
 
         def forward(self, waveform):
-            self.logits = self.layer(waveform.unflatten(1, (-1, 100)), None)
+            frames = self.second(self.first(waveform.unflatten(1, (-1, 100)), None), None)
+            fixed = torch.ones(1, 39, 5)
+            self.logits = frames.clone().baddbmm_(torch.ones(1, 39, 11), torch.ones(1, 11, 5)) + fixed
             return self
 
-    assert ModelCounts(OneConvolution).flops(16_100) == 2 * (2 * 80 * 3 * 100 * 7)
+    first, second, product = 2 * 80 * 3 * 100 * 7, 2 * 39 * 3 * 7 * 5, 2 * 39 * 11 * 5
+    # forward pass and weights of both, and the input of the second
+    assert ModelCounts(TwoConvolutionsAndASum).flops(16_100) == 2 * first + 3 * second + product
 
 
 def one_block(checkpointed: bool = False, window_size: int = 16) -> HybridASRForCTC:

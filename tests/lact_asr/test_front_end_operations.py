@@ -67,17 +67,40 @@ def test_convolution_takes_frames_that_lie_otherwise_in_memory():
     torch.testing.assert_close(convolution(hidden, weight, 2, 1), expected, atol=1e-12, rtol=0)
 
 
-def test_convolution_under_autocast_is_in_16_bits():
-    hidden, weight = normal(2, 14, 3).float(), normal(4, 3, 3, seed=1).float()
-    with torch.autocast("cpu", torch.bfloat16):
-        product = convolution(hidden, weight, 2, 1)
-    assert product.dtype == torch.bfloat16
-    torch.testing.assert_close(product.float(), convolution(hidden, weight, 2, 1), atol=0.1, rtol=0)
+@pytest.mark.parametrize("rows", [(), (2,)], ids=["shared", "copies for each row"])
+def test_convolution_and_its_derivatives_under_autocast_are_in_16_bits(rows):
+    results = []
+    for autocast in (True, False):
+        hidden, weight = (
+            t.detach().float().requires_grad_() for t in (normal(2, 41, 8), normal(*rows, 4, 8, 3, seed=1))
+        )
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            product = convolution(hidden, weight, 2, 1)
+            assert product.dtype == (torch.bfloat16 if autocast else torch.float32)
+            product.float().square().sum().backward()
+        results.append((product.float(), hidden.grad, weight.grad))
+    for in_16_bits, exact in zip(*results, strict=True):
+        assert (in_16_bits - exact).norm() < 0.01 * exact.norm()  # bfloat16 keeps eight bits: 0.004
 
 
+def test_one_copy_of_the_weights_serves_all_rows():
+    hidden, weight = normal(3, 14, 2), normal(1, 4, 2, 3, seed=1)
+
+    def convolved(weight: torch.Tensor) -> torch.Tensor:
+        return convolution(hidden, weight, 2, 1)
+
+    torch.testing.assert_close(convolved(weight), convolution(hidden, weight[0], 2, 1), atol=1e-12, rtol=0)
+    assert gradcheck(convolved, weight)
+
+
+def test_convolution_of_no_rows():
+    assert convolution(torch.empty(0, 14, 3), torch.empty(4, 3, 3), 2, 1).shape == (0, 6, 4)
+
+
+@pytest.mark.parametrize("rows", [(), (2,)], ids=["shared", "copies for each row"])
 @pytest.mark.parametrize(("kernel", "stride", "dilation"), [(3, 2, 1), (2, 1, 4)])
-def test_operators_are_what_compilers_expect(kernel, stride, dilation):
-    hidden, taps = normal(2, 14, 3), normal(kernel, 3, 4, seed=1)
+def test_operators_are_what_compilers_expect(kernel, stride, dilation, rows):
+    hidden, taps = normal(2, 14, 3), normal(*rows, kernel, 3, 4, seed=1)
     arguments = hidden, taps, stride, dilation
     opcheck(torch.ops.lact_asr.convolution, arguments)
     gradient = torch.ops.lact_asr.convolution(*arguments).detach()
