@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import torch
 import torch._dynamo
+import torch.fx.experimental._config
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -33,5 +34,7 @@ def compile_in_place(modules: Iterable[nn.Module], backend: str = "inductor") ->
     torch._dynamo.config.optimize_ddp = False
     # All modules share one code object: training and validation, padded and whole batches, of blocks and of the front end.
     torch._dynamo.config.recompile_limit = max(32, torch._dynamo.config.recompile_limit)
+    # Else sizes that are equal once, such as blocks of a batch and keys of a block, are taken for the same ever after.
+    torch.fx.experimental._config.use_duck_shape = False
     for module in modules:
         module.compile(dynamic=True, backend=backend)
