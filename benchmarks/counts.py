@@ -30,12 +30,12 @@ def _of_batched_products(_total: torch.Size, left: torch.Size, right: torch.Size
     return 2 * left.numel() * right[-1]
 
 
-def _of_convolution(hidden: torch.Size, taps: torch.Size, *_, out_shape: torch.Size, **__) -> int:
-    return 2 * out_shape[:2].numel() * taps[-3:].numel()
-
-
-def _of_derivative(gradient: torch.Size, hidden: torch.Size, taps: torch.Size, *_, **__) -> int:
+def _of_derivative(gradient: torch.Size, _hidden: torch.Size, taps: torch.Size, *_, **__) -> int:
     return 2 * gradient[:2].numel() * taps[-3:].numel()
+
+
+def _of_convolution(hidden: torch.Size, taps: torch.Size, *_, out_shape: torch.Size, **__) -> int:
+    return _of_derivative(out_shape, hidden, taps)
 
 
 _UNKNOWN_TO_PYTORCH = {

@@ -46,9 +46,9 @@ def convolution(hidden: Tensor, weight: Tensor, stride: int, dilation: int) -> T
 @torch.library.custom_op("lact_asr::convolution", mutates_args=())
 def _convolution(hidden: Tensor, taps: Tensor, stride: int, dilation: int) -> Tensor:
     """`convolution` of frames [B, T, C] by taps [kernel, C, out], or [B, kernel, C, out]."""
-    product = None
+    frames, product = _output_frames(hidden, taps, stride, dilation), None
     for first, count, matrix in _groups_of_taps(taps, stride, dilation):
-        seen = _side_by_side(hidden, first * dilation, count, stride, _output_frames(hidden, taps, stride, dilation))
+        seen = _side_by_side(hidden, first * dilation, count, stride, frames)
         matrix = matrix.expand(hidden.shape[0], -1, -1)
         product = torch.bmm(seen, matrix) if product is None else product.baddbmm_(seen, matrix)
     return product

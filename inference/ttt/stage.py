@@ -119,9 +119,8 @@ class GradientStage:
                         f"The TTT loss {self.settings.loss_type} does not depend on what adapts ({groups})."
                     )
                 # Each row's loss depends on its own copies only.
-                with torch.autocast(
-                    losses.device.type, enabled=False
-                ):  # the forward pass's precision, not the caller's
+                # Precision is the forward pass's, not the caller's.
+                with torch.autocast(losses.device.type, enabled=False):
                     of_piece = torch.autograd.grad(losses.sum(), [copies[name] for name in names], allow_unused=True)
                 for name, gradient in zip(names, of_piece, strict=True):
                     if gradient is not None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lact_asr.errors import InputError
 from lact_asr.fast_weight_ops import newton_schulz
 from lact_asr.inference.ttt.objectives import suta_objective
-from lact_asr.inference.ttt.outcome import TTTOutcome
+from lact_asr.inference.ttt.outcome import AdaptedState, TTTOutcome
 from lact_asr.inference.ttt.settings import TTTSettings
 from lact_asr.inference.ttt.step import OBJECTIVES, Rows
 from lact_asr.inference.ttt_procedure import TestTimeTrainer
@@ -158,15 +158,20 @@ def test_a_row_that_fails_does_not_touch_the_others(model, waveform):
 
 def test_16_bit_autocast_of_the_caller_sees_the_adapted_weights(model, waveform):
     """Its cache would keep the weights' 16-bit copies from before the step."""
-    row = waveform()
+    row = waveform(2)  # one whose gradients 16 bits change little: among a dozen the change below is 0.14 to 0.51 off
     adapter = trainer(model, parameters=("output",), learning_rate=1e-2, steps=2)
+    adapted = copy.deepcopy(model).eval()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        outcome = adapter.adapt(row)
+        outcome = adapter.adapt(row, start=AdaptedState())
+        for name, weight in outcome.state.weights.items():
+            adapted.get_parameter(name).data.copy_(weight.view_as(adapted.get_parameter(name)))
+        with torch.no_grad():
+            by_hand = adapted(row[None]).logits[0]
+    assert (outcome.logits - by_hand).float().norm() < 0.01 * (outcome.logits - outcome.logits_before).float().norm()
     assert outcome.losses[1] != outcome.losses[0]
     expected = adapter.adapt(row)
     change, wanted = outcome.logits - outcome.logits_before, expected.logits - expected.logits_before
-    # Rounding gives 0.14 to 0.51 for a dozen recordings; logits that stay as they were would give 1.
-    assert (change.float() - wanted).norm() < 0.7 * wanted.norm()
+    assert (change.float() - wanted).norm() < 0.3 * wanted.norm()
 
 
 def test_a_loss_that_nothing_adaptable_has_a_part_in(model, waveform):

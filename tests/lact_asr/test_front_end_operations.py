@@ -105,7 +105,5 @@ def test_operators_are_what_compilers_expect(kernel, stride, dilation, rows):
     opcheck(torch.ops.lact_asr.convolution, arguments)
     gradient = torch.ops.lact_asr.convolution(*arguments).detach()
     for derivative in (torch.ops.lact_asr.convolution_of_hidden, torch.ops.lact_asr.convolution_of_taps):
-        with (
-            torch.no_grad()
-        ):  # they are not differentiable: where derivatives are, the backward pass runs what they run
+        with torch.no_grad():  # not differentiable: where derivatives are, the backward pass runs what they run
             opcheck(derivative, (gradient, *arguments), test_utils=("test_schema", "test_faketensor"))
