@@ -9,6 +9,7 @@ LINKED_FOLDERS = ("kernels", "training", "inference")
 PACKAGES = [
     "lact_asr",
     "lact_asr.data",
+    "lact_asr.front_end",
     "lact_asr.kernels",
     "lact_asr.kernels.fast_weight_apply",
     "lact_asr.kernels.fast_weight_gradients",

@@ -11,7 +11,7 @@ from pathlib import Path
 from transformers import PreTrainedConfig
 
 from lact_asr.errors import InputError
-from lact_asr.front_end_architecture import front_end_values
+from lact_asr.front_end.architecture import front_end_values
 from lact_asr.sample_rate import SAMPLE_RATE_HZ
 from lact_asr.ttt_names import FALLBACK_LOSS, HEAD_LOSS, OPTIMIZERS, OUTER_LOSSES, TRAININGS, parse_groups, parse_loss
 

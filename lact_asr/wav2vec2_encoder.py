@@ -1,7 +1,7 @@
 """The convolutional front end of the Wav2Vec2 family, from waveform to frames, at a frame rate of one's choice.
 
-Wav2Vec2, HuBERT, WavLM and Data2VecAudio share one architecture, which `lact_asr.front_end_architecture` describes;
-their checkpoints are read by `lact_asr.pretrained_front_end`.
+Wav2Vec2, HuBERT, WavLM and Data2VecAudio share one architecture, which `lact_asr.front_end.architecture` describes;
+their checkpoints are read by `lact_asr.front_end.pretrained`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lact_asr.configuration_hybrid_asr import SAMPLE_RATE_HZ, SAMPLES_PER_HEAD_FRAME
 from lact_asr.errors import InputError
-from lact_asr.front_end_architecture import STOCK_DS_FACTOR, STOCK_STRIDES, front_end_values, retuned_tail
-from lact_asr.front_end_operations import channel_norm_over_time, convolution
-from lact_asr.pretrained_front_end import front_end_config_from_pretrained, read_front_end_weights
+from lact_asr.front_end.architecture import STOCK_DS_FACTOR, STOCK_STRIDES, front_end_values, retuned_tail
+from lact_asr.front_end.channel_norm import channel_norm_over_time
+from lact_asr.front_end.convolution import convolution, output_frames
+from lact_asr.front_end.pretrained import front_end_config_from_pretrained, read_front_end_weights
 
 
 def frames_mask(lengths: torch.Tensor, num_frames: int) -> torch.Tensor:
@@ -71,7 +72,7 @@ class FrontEndLayer(GradientCheckpointingLayer):
 
     def output_lengths(self, lengths: torch.Tensor) -> torch.Tensor:
         """Input lengths, int64 of any shape -> output lengths; 0 where the taps do not fit."""
-        return ((lengths - self.span) // self.stride + 1).clamp(min=0)
+        return output_frames(lengths, self.kernel, self.stride, self.dilation).clamp(min=0)
 
     def forward(self, hidden: torch.Tensor, input_lengths: torch.Tensor | None) -> torch.Tensor:
         """[B, T, in_dim] with T >= ``span``, and valid input frames [B] (None: all) -> [B, T', out_dim]."""

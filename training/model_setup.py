@@ -11,10 +11,10 @@ from types import SimpleNamespace
 from lact_asr.checkpoint import load_checkpoint
 from lact_asr.configuration_hybrid_asr import HybridASRConfig
 from lact_asr.errors import InputError
-from lact_asr.front_end_architecture import front_end_values
+from lact_asr.front_end.architecture import front_end_values
+from lact_asr.front_end.pretrained import front_end_config_from_pretrained
 from lact_asr.inference.ttt.settings import TTTSettings
 from lact_asr.modeling_hybrid_asr import HybridASRForCTC
-from lact_asr.pretrained_front_end import front_end_config_from_pretrained
 from lact_asr.processing_hybrid_asr import HybridASRProcessor
 
 # Flags that replace the configuration's values where they are given.

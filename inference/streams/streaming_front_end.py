@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from lact_asr.front_end.convolution import output_frames
 from lact_asr.wav2vec2_encoder import FrontEndLayer, Wav2Vec2FrontEnd
 
 
@@ -48,12 +49,12 @@ class StreamingLayer:
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """[1, n, in_dim] -> [1, m, out_dim], m of 0 or more."""
-        hidden = hidden if self._tail is None else torch.cat([self._tail, hidden], dim=1)
-        outputs = max(0, (hidden.shape[1] - self.layer.span) // self.layer.stride + 1)
-        self._tail = hidden[:, outputs * self.layer.stride :]
+        hidden, layer = hidden if self._tail is None else torch.cat([self._tail, hidden], dim=1), self.layer
+        outputs = max(0, output_frames(hidden.shape[1], layer.kernel, layer.stride, layer.dilation))
+        self._tail = hidden[:, outputs * layer.stride :]
         if outputs == 0:
-            return hidden.new_empty(1, 0, self.layer.conv.out_channels)
-        return self.layer(hidden, None) if self.moments is None else self._normalised_so_far(hidden)
+            return hidden.new_empty(1, 0, layer.conv.out_channels)
+        return layer(hidden, None) if self.moments is None else self._normalised_so_far(hidden)
 
     def _normalised_so_far(self, hidden: Tensor) -> Tensor:
         hidden = self.layer.convolve(hidden)

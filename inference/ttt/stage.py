@@ -173,7 +173,7 @@ def _frame_geometry(config) -> tuple[int, int]:
     """(samples from one frame to the next, samples that a frame sees) of a front end of the Wav2Vec2 family.
 
     The second follows from the stock strides: retuned ones come with dilations that keep it (see
-    `lact_asr.front_end_architecture`).
+    `lact_asr.front_end.architecture`).
     """
     strides = [math.prod(config.conv_stride[:layer]) for layer in range(len(config.conv_stride))]
     seen = 1 + sum((kernel - 1) * stride for kernel, stride in zip(config.conv_kernel, strides, strict=True))

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import Wav2Vec2Config, Wav2Vec2Model
 
 from lact_asr.errors import InputError
-from lact_asr.front_end_architecture import STOCK_STRIDES, retuned_tail
+from lact_asr.front_end.architecture import STOCK_STRIDES, retuned_tail
 from lact_asr.wav2vec2_encoder import Wav2Vec2FrontEnd
 
 FAMILIES = ("wav2vec2", "hubert", "wavlm", "data2vec")

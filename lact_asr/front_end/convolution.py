@@ -1,16 +1,24 @@
-"""What the front end's layers do to their largest arrays, thousands of frames a second, with backward passes of their own.
+"""A convolution on frames in rows, as matrix products that read the frames where they lie, with a backward pass of its own.
 
-Autograd's backward passes of the same formulas write a dozen arrays of that size; these write one or two. They are made of
-differentiable operations, so that derivatives of any order exist.
+The front end's arrays are the model's largest, thousands of frames a second: `Conv1d` would transpose them before and after, and
+an array of all windows would be several times as large. The backward pass is made of differentiable operations, so that
+derivatives of any order exist.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+Frames = TypeVar("Frames", int, Tensor)
+
+
+def output_frames(frames: Frames, kernel: int, stride: int, dilation: int) -> Frames:
+    """How many frames (int, or int64 of any shape) a convolution makes of so many; 0 or less where the taps do not fit."""
+    return (frames - dilation * (kernel - 1) - 1) // stride + 1
 
 
 def convolution(hidden: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
@@ -46,7 +54,7 @@ def convolution(hidden: Tensor, weight: Tensor, stride: int, dilation: int) -> T
 @torch.library.custom_op("lact_asr::convolution", mutates_args=())
 def _convolution(hidden: Tensor, taps: Tensor, stride: int, dilation: int) -> Tensor:
     """`convolution` of frames [B, T, C] by taps [kernel, C, out], or [B, kernel, C, out]."""
-    frames, product = _output_frames(hidden, taps, stride, dilation), None
+    frames, product = output_frames(hidden.shape[1], taps.shape[-3], stride, dilation), None
     for first, count, matrix in _groups_of_taps(taps, stride, dilation):
         seen = _side_by_side(hidden, first * dilation, count, stride, frames)
         matrix = matrix.expand(hidden.shape[0], -1, -1)
@@ -56,7 +64,8 @@ def _convolution(hidden: Tensor, taps: Tensor, stride: int, dilation: int) -> Te
 
 @_convolution.register_fake
 def _(hidden: Tensor, taps: Tensor, stride: int, dilation: int) -> Tensor:
-    return hidden.new_empty(hidden.shape[0], _output_frames(hidden, taps, stride, dilation), taps.shape[-1])
+    frames = output_frames(hidden.shape[1], taps.shape[-3], stride, dilation)
+    return hidden.new_empty(hidden.shape[0], frames, taps.shape[-1])
 
 
 def _gradient_of_hidden(gradient: Tensor, hidden: Tensor, taps: Tensor, stride: int, dilation: int) -> Tensor:
@@ -103,10 +112,6 @@ def _convolution_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ..
 _convolution.register_autograd(_convolution_backward, setup_context=_keep_inputs)
 
 
-def _output_frames(hidden: Tensor, taps: Tensor, stride: int, dilation: int) -> int:
-    return (hidden.shape[1] - dilation * (taps.shape[-3] - 1) - 1) // stride + 1
-
-
 def _groups_of_taps(taps: Tensor, stride: int, dilation: int) -> Iterator[tuple[int, int, Tensor]]:
     """Neighbours that fit into a stride: the first of a group, their number, their matrix [taps * C, out] or [B, taps * C, out]."""
     size = stride if dilation == 1 else 1
@@ -118,63 +123,3 @@ def _side_by_side(hidden: Tensor, start: int, count: int, stride: int, frames: i
     """A view [B, frames, count * C] of contiguous [B, T, C]: ``count`` neighbours from ``start`` on, then a ``stride`` further on."""
     neighbours = hidden[:, start:].unfold(1, count, stride)[:, :frames].mT
     return neighbours.view(hidden.shape[0], frames, count * hidden.shape[-1])
-
-
-def channel_norm_over_time(hidden: Tensor, weight: Tensor, bias: Tensor, eps: float, valid: Tensor | None) -> Tensor:
-    """`GroupNorm` with one group per channel whose statistics see only each row's valid frames.
-
-    y = weight (x - m) / sqrt(v + eps) + bias, with m and v (biased, as in `GroupNorm`) the mean and the variance over
-    the valid frames of one row and channel, in float32 or, for float64, in that.
-
-    Args:
-        hidden: [B, T, C], finite.
-        weight: [C] or [B, C].
-        bias: as ``weight``.
-        eps: see above.
-        valid: [B, T] bool; None for all.
-
-    Returns:
-        [B, T, C] in the input's dtype; frames that are not valid are finite but mean nothing.
-    """
-    values = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
-    if valid is None:
-        valid = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
-    shares = valid.to(values.dtype)[..., None]
-    shares = shares / shares.sum(1, keepdim=True).clamp(min=1)
-    weight, bias = (parameter.to(values.dtype).view(-1, 1, hidden.shape[-1]) for parameter in (weight, bias))
-    normalised, _, _ = _ChannelNorm.apply(values, weight, bias, shares, eps)
-    return normalised.to(hidden.dtype)
-
-
-class _ChannelNorm(torch.autograd.Function):
-    """(y, m, r) with y = weight (x - m) r + bias and r = (v + eps) ^ -1/2; second derivatives need m and r as results.
-
-    m and v, [B, 1, C], are mean and variance of values x [B, T, C] over time, where frames count by shares [B, T, 1] that sum
-    to 1; weight and bias are [B or 1, 1, C].
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, values: Tensor, weight: Tensor, bias: Tensor, shares: Tensor, eps: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        with torch.autocast(values.device.type, enabled=False):
-            mean = shares.mT @ values
-            variance = shares.mT @ (values - mean).square_()
-        scale = (variance + eps).rsqrt()
-        ctx.save_for_backward(values, weight, shares, mean, scale)
-        return torch.addcmul(bias - mean * scale * weight, values, scale * weight), mean, scale
-
-    @staticmethod
-    def backward(
-        ctx: Any, gradient: Tensor, mean_gradient: Tensor, scale_gradient: Tensor
-    ) -> tuple[Tensor | None, ...]:
-        values, weight, shares, mean, scale = ctx.saved_tensors
-        total = gradient.sum(1, keepdim=True)
-        along = (gradient * values).sum(1, keepdim=True) - mean * total  # Σ ȳ (x - m)
-        mean_gradient = mean_gradient - scale * weight * total
-        # ∂v/∂x = 2 share (x - m), as what x does to m leaves v as it is; ∂r/∂v = -r³ / 2
-        slope = -(scale**3) * (scale_gradient + weight * along)
-        of_statistics = torch.addcmul(mean_gradient - slope * mean, values, slope).mul_(shares)
-        of_values = of_statistics.addcmul_(gradient, scale * weight)
-        of_weight, of_bias = (scale * along).sum_to_size(weight.shape), total.sum_to_size(weight.shape)
-        return of_values, of_weight, of_bias, None, None

@@ -12,8 +12,8 @@ from torch import nn
 from transformers import BertConfig
 
 from lact_asr.errors import InputError
-from lact_asr.front_end_architecture import STOCK_STRIDES
-from lact_asr.pretrained_front_end import front_end_config_from_pretrained, read_front_end_weights
+from lact_asr.front_end.architecture import STOCK_STRIDES
+from lact_asr.front_end.pretrained import front_end_config_from_pretrained, read_front_end_weights
 from lact_asr.wav2vec2_encoder import Wav2Vec2FrontEnd
 
 FAMILIES = ("wav2vec2", "hubert", "wavlm", "data2vec")

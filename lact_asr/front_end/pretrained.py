@@ -17,7 +17,7 @@ from transformers import AutoConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME, cached_file
 
 from lact_asr.errors import InputError
-from lact_asr.front_end_architecture import front_end_values
+from lact_asr.front_end.architecture import front_end_values
 
 _FRONT_END_KEY = re.compile(r"(?:^|\.)feature_extractor\.(conv_layers\..+)$")
 
