@@ -224,9 +224,14 @@ def fast_weight_dtype(hidden_states: Tensor) -> torch.dtype:
 
 
 def project(linear: nn.Linear, inputs: Tensor) -> Tensor:
-    """``linear`` in the precision of its inputs, whatever precision the weights are kept in."""
-    bias = None if linear.bias is None else linear.bias.to(inputs.dtype)
-    return functional.linear(inputs, linear.weight.to(inputs.dtype), bias)
+    """``linear`` of [B, ..., in] in the precision of its inputs, whatever precision the weights are kept in.
+
+    Its bias may be [B, out], a copy for each row (test-time training).
+    """
+    weight, bias = linear.weight.to(inputs.dtype), None if linear.bias is None else linear.bias.to(inputs.dtype)
+    if bias is None or bias.ndim == 1:
+        return functional.linear(inputs, weight, bias)
+    return functional.linear(inputs, weight) + bias.view(len(bias), *(1,) * (inputs.ndim - 2), -1)
 
 
 def per_row(parameter: Tensor, ndim: int) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lact_asr.lact_layer import InitialFastWeights
+from lact_asr.lact_layer import FastWeightGate, InitialFastWeights
 from lact_asr.ttt_names import FEATURE_OFFSET
 from lact_asr.wav2vec2_encoder import FrontEndLayer
 
@@ -137,7 +137,9 @@ def takes_copies_of_rows(model: nn.Module, parameters: dict[str, nn.Parameter]) 
     own_convolutions = {module.conv for module in model.modules() if isinstance(module, FrontEndLayer)}
     owners = {model.get_submodule(name.rpartition(".")[0]) for name in parameters}
     return all(
-        type(owner) in _FORWARD_OF_ROWS or owner in own_convolutions or isinstance(owner, InitialFastWeights)
+        type(owner) in _FORWARD_OF_ROWS
+        or owner in own_convolutions
+        or isinstance(owner, (FastWeightGate, InitialFastWeights))
         for owner in owners
     )
 

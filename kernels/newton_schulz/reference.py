@@ -34,7 +34,7 @@ def newton_schulz(
     """Replace every singular value of each matrix by a value near 1, keeping its singular vectors.
 
     X₀ = G / ‖G‖_F, then `steps` on the smaller side. This is the orthogonalisation of Muon (Jordan et al. 2024).
-    Differentiable twice by autograd.
+    Differentiable twice by autograd, at zero too.
 
     Args:
         matrices: [..., m, n], float32 or float64; any m and n.
@@ -46,5 +46,12 @@ def newton_schulz(
     """
     transposed = matrices.shape[-2] > matrices.shape[-1]
     iterate = (matrices.mT if transposed else matrices).reshape(-1, *sorted(matrices.shape[-2:]))
-    iterate = steps(iterate / (torch.linalg.matrix_norm(iterate, keepdim=True) + NORM_EPSILON), coefficients)
+    iterate = steps(iterate / (_frobenius_norm(iterate) + NORM_EPSILON), coefficients)
     return (iterate.mT if transposed else iterate).reshape(matrices.shape)
+
+
+def _frobenius_norm(matrices: Tensor) -> Tensor:
+    """[N, m, n] -> [N, 1, 1]. Second derivatives of PyTorch's own are NaN at zero, which a row's padding comes to."""
+    squares = matrices.square().sum((-2, -1), keepdim=True)
+    positive = squares > 0
+    return squares.where(positive, 1.0).sqrt().where(positive, 0.0)

@@ -69,7 +69,7 @@ def make_losses(speaking_model):
 def by_hand(losses: TrainingLosses, batch: dict[str, Tensor], rates: Tensor) -> Tensor:
     """Mean over rows of CTC(θ) + λ·SSL(θ) + μ·L(θ − η∇SSL), one utterance at a time, by functional calls."""
     model, config = losses.model, losses.model.config
-    names = list(select_parameters(model, ("norms",)))
+    names = list(select_parameters(model, losses.settings.parameters))
     parameters = {name: model.get_parameter(name) for name in names}
     parts = []
     for row in range(2):
@@ -98,10 +98,22 @@ def by_hand(losses: TrainingLosses, batch: dict[str, Tensor], rates: Tensor) -> 
     return torch.stack(parts).mean()
 
 
-@pytest.mark.parametrize("outer_loss", ["ctc", "clean_view"])
-def test_meta_training_differentiates_through_the_step(make_losses, noisy_batch, outer_loss):
-    losses, batch = make_losses(ttt_outer_loss=outer_loss), noisy_batch
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"ttt_outer_loss": "clean_view"},
+        {"ttt_parameters": "biases"},
+        {"lact_chunk_size": 16},  # of the second row, the second chunk has no frame
+    ],
+    ids=str,
+)
+def test_meta_training_differentiates_through_the_step(make_losses, noisy_batch, changes):
+    losses, batch = make_losses(**changes), noisy_batch
     model = losses.model
+    if "lact_chunk_size" in changes:
+        longer, shorter = model.frame_lengths(torch.tensor(SAMPLES))
+        assert shorter <= changes["lact_chunk_size"] < longer
     torch.nn.init.constant_(model.ttt_rates.log_temperature, 0.3)
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         expected = by_hand(losses, batch, model.ttt_rates.log_rates.exp())

@@ -12,7 +12,6 @@ from lact_asr.inference.ttt.copies import lent, parameter_copies, takes_copies_o
 from lact_asr.ttt_parameters import PARAMETER_GROUPS, select_parameters
 
 SAMPLES = 3_000
-ROW_GROUPS = tuple(group for group in PARAMETER_GROUPS if group != "biases")  # gates take no biases of rows
 
 
 @torch.no_grad()
@@ -44,11 +43,15 @@ def assert_rows_are_what_they_are_alone(model: nn.Module, groups: tuple[str, ...
         assert (together[row] - model.eval()(audio[row : row + 1]).logits[0]).abs().max() > 10 * tolerance
 
 
-@pytest.mark.parametrize("groups", [*((group,) for group in ROW_GROUPS), ROW_GROUPS], ids=str)
+@pytest.mark.parametrize("groups", [*((group,) for group in PARAMETER_GROUPS), PARAMETER_GROUPS], ids=str)
 @pytest.mark.parametrize("norm", ["layer", "group"])
 def test_rows_of_the_hybrid_model(speaking_model, groups, norm):
     model = speaking_model(feat_extract_norm=norm, conv_bias=norm == "layer")
     assert_rows_are_what_they_are_alone(model, groups, tolerance=1e-3)
+
+
+def test_rows_of_momentum_biases(speaking_model):
+    assert_rows_are_what_they_are_alone(speaking_model(use_momentum=True), ("biases",), tolerance=1e-3)
 
 
 def test_rows_of_low_rank_fast_weights(speaking_model):
@@ -63,7 +66,7 @@ def test_rows_of_transformers_models(transformers_model, family, norm):
 
 def test_each_rows_gradient_is_its_own(speaking_model):
     model = speaking_model(num_hidden_layers=1).double()
-    parameters = select_parameters(model, ROW_GROUPS)
+    parameters = select_parameters(model, PARAMETER_GROUPS)
     audio = torch.randn(2, SAMPLES, dtype=torch.float64)
     with lent(model), parameter_copies(model, parameters, rows=2) as copies:
         model(audio).logits[1].sin().sum().backward()
@@ -149,7 +152,7 @@ def test_inside_only_the_copies_learn(lent_model, rows):
 @pytest.mark.parametrize("rows", [1, 2])
 def test_gradients_flow_through_copies_to_parameters(speaking_model, rows):
     model = speaking_model(num_hidden_layers=1).double()
-    parameters = select_parameters(model, ROW_GROUPS)
+    parameters = select_parameters(model, PARAMETER_GROUPS)
     audio = torch.randn(rows, SAMPLES, dtype=torch.float64)
     (model(audio).logits.sin().sum()).backward()
     expected = {name: parameter.grad for name, parameter in parameters.items()}
