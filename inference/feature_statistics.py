@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     from lact_asr.checkpoint import load_checkpoint
     from lact_asr.data.corpora import load_corpus
     from lact_asr.inference.decoding import make_decoder
-    from lact_asr.inference.inference_setup import checkpoint_folder, choose_device, corpus_utterances
+    from lact_asr.inference.inference_setup import checkpoint_folder, choose_device, corpus_utterances, spread_evenly
     from lact_asr.inference.recogniser import Recogniser
     from lact_asr.inference.ttt.statistics import STATISTICS_NAME, save_statistics
 
@@ -38,8 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     decoder = make_decoder(checkpoint.processor.vocabulary, checkpoint.model.config.ctc_blank_id)
     recogniser = Recogniser(checkpoint, decoder, device=choose_device(arguments.device))
     utterances = corpus_utterances(corpus)
-    step = max(1, len(utterances) // arguments.max_samples)  # evenly spread: corpora are sorted by speaker
-    accumulator = _accumulate(recogniser, utterances[::step][: arguments.max_samples])
+    accumulator = _accumulate(recogniser, spread_evenly(utterances, arguments.max_samples))
     path = checkpoint_folder(arguments.checkpoint) / STATISTICS_NAME
     save_statistics(accumulator.statistics(), path)
     print(f"Statistics of {accumulator.frames:,} frames of {corpus.name}: {path}")

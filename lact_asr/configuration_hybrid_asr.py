@@ -124,6 +124,14 @@ class HybridASRConfig(PreTrainedConfig):
         for key in ("conv_dim", "conv_kernel", "conv_stride"):
             if isinstance(getattr(self, key), list):  # JSON has no tuples
                 setattr(self, key, tuple(getattr(self, key)))
+        self.check_values()
+
+    def check_values(self) -> None:
+        """What construction does, for a configuration whose keys were set afterwards.
+
+        Raises:
+            InputError: a value of the wrong kind or an impossible one; the sentence names the key.
+        """
         _check_values(self)
 
     @property

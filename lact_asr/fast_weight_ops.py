@@ -1,7 +1,7 @@
 """The model's way into `lact_asr.kernels`: the one module that imports them, and the one that chooses a backend.
 
 ``backend`` is "torch" (the plain references, Newton-Schulz with a backward pass of its own), "triton", or "auto": Triton for tensors
-of up to 32 bits on an NVIDIA GPU where Triton is installed, else PyTorch. The environment variable LACT_ASR_BACKEND takes the place of
+of up to 32 bits on an NVIDIA GPU of compute capability 8.0 or more where Triton is installed, else PyTorch. The environment variable LACT_ASR_BACKEND takes the place of
 "auto". Asking for Triton where it cannot run is an error, not a silent fallback.
 """
 
@@ -27,6 +27,7 @@ BACKENDS = ("auto", "torch", "triton")
 BACKEND_VARIABLE = "LACT_ASR_BACKEND"
 TRITON_IS_INSTALLED = importlib.util.find_spec("triton") is not None
 BUILT_FOR_AMD = torch.version.hip is not None
+SMALLEST_CAPABILITY = (8, 0)  # GPUs before it have too little shared memory, and no bfloat16
 row_norms = muon_reference.row_norms
 
 _log = logging.getLogger(__name__)
@@ -65,7 +66,14 @@ def _obstacle(tensor: Tensor) -> str | None:
         return f"its kernels take float32, float16 and bfloat16, not {str(tensor.dtype).removeprefix('torch.')}"
     if not tensor.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
         return f"the tensor is on {tensor.device}; it needs a CUDA device (or TRITON_INTERPRET=1, for tests)"
+    if tensor.is_cuda and _capability(tensor.device) < SMALLEST_CAPABILITY:
+        return "its kernels need a GPU of compute capability 8.0 or more"
     return None
+
+
+@torch.compiler.assume_constant_result
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
 
 
 def _log_once(backend: str, device: torch.device) -> None:

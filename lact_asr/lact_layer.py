@@ -92,8 +92,9 @@ class LaCTLayer(nn.Module):
         # Fast weights that many chunks add to are kept in 32 bits; where an utterance is one chunk, they are as its tokens.
         one_chunk = state is None and len(self._chunks(queries.shape[2])) == 1
         initial = tuple(weight.to(dtype if one_chunk else hidden_states.dtype) for weight in self.fast_weights())
+        state = self.start(initial) if state is None else state.map(lambda tensor: tensor.to(hidden_states.dtype))
         fast, state = self._over_chunks(
-            queries, keys, values, learning_rates, hidden_states, frame_mask, initial, state or self.start(initial)
+            queries, keys, values, learning_rates, hidden_states, frame_mask, initial, state
         )
         return self.gated(fast, hidden_states), state
 

@@ -265,7 +265,7 @@ def _add_ttt(group: argparse._ArgumentGroup) -> None:
         help="of the step; meta-training starts from it and learns one for each tensor (default: by loss)",
     )
     group.add_argument("--ttt_steps", type=non_negative_int, default=None, help="steps (default: the configuration's)")
-    group.add_argument("--ttt_mask_prob", type=float, default=None, help="share of frames to mask (likewise)")
+    group.add_argument("--ttt_mask_prob", type=share, default=None, help="share of frames to mask (likewise)")
     group.add_argument("--ttt_mask_length", type=positive_int, default=None, help="frames a span (likewise)")
     group.add_argument(
         "--ttt_loss_weight", type=non_negative_float, default=None, help="of the self-supervised loss (likewise)"

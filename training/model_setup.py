@@ -69,6 +69,7 @@ def make_config(arguments: argparse.Namespace, resume_from: Sequence[Path] = ())
         shape = _shape_in_the_run(resume_from) or front_end_config_from_pretrained(config.wav2vec2_model_name)
         for key, value in shape.items():
             setattr(config, key, value)
+    config.check_values()
     return config
 
 

@@ -81,12 +81,17 @@ def choose_precision(wanted: str | None, device: torch.device) -> str | None:
         InputError: the device has no such format.
     """
     if wanted == "auto":
-        return "no" if device.type == "cpu" else "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+        return "no" if device.type == "cpu" else "bf16" if _has_bfloat16() else "fp16"
     if wanted == "fp16" and device.type == "cpu":
         raise InputError("--mixed_precision fp16 needs a GPU; a CPU has bf16.")
-    if wanted == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+    if wanted == "bf16" and device.type == "cuda" and not _has_bfloat16():
         raise InputError("--mixed_precision bf16 was asked for but this GPU has no bfloat16; fp16 it has.")
     return wanted
+
+
+def _has_bfloat16() -> bool:
+    # GPUs before Ampere emulate it, which PyTorch counts as support unless told otherwise.
+    return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def make_trainer(arguments: argparse.Namespace, accelerator: Accelerator, resume_from: Sequence[Path] = ()) -> Trainer:

@@ -13,8 +13,9 @@ ROW_NORM_EPSILON = 1e-5  # keeps the rescaling of a vanishing row finite
 
 
 def row_norms(weights: Tensor) -> Tensor:
-    """Euclidean norm of each row: [..., m, n] -> [..., m, 1]."""
-    return torch.linalg.vector_norm(weights, dim=-1, keepdim=True)
+    """Euclidean norm of each row: [..., m, n] -> [..., m, 1], of 16-bit weights in float32."""
+    dtype = torch.promote_types(weights.dtype, torch.float32)
+    return torch.linalg.vector_norm(weights, dim=-1, keepdim=True, dtype=dtype)
 
 
 def muon_step(
@@ -54,4 +55,5 @@ def muon_step(
 
 def rescale_rows(weights: Tensor, target_row_norms: Tensor) -> Tensor:
     """Each row of [..., m, n] scaled to its norm in [..., m, 1]."""
-    return weights * (target_row_norms / row_norms(weights).clamp(min=ROW_NORM_EPSILON))
+    scales = target_row_norms / row_norms(weights).clamp(min=ROW_NORM_EPSILON)
+    return (weights * scales).to(weights.dtype)

@@ -74,6 +74,16 @@ def test_takes_16_bits_under_autocast(device, monkeypatch, relative_error):
         assert relative_error(mine, exact) < 0.1
 
 
+def test_a_state_that_goes_on_is_kept_in_32_bits(device, monkeypatch):
+    monkeypatch.setenv(BACKEND_VARIABLE, "triton")
+    layer, (frames, mask) = make_layer(device), frames_and_mask(device)
+    with torch.autocast(device, dtype=torch.float16), torch.no_grad():
+        _, first = layer(frames, mask)
+        _, second = layer(frames, mask, None, first)
+    assert {tensor.dtype for tensor in first.weights} == {torch.float16}  # one chunk: nothing adds up
+    assert {tensor.dtype for tensor in second.weights} == {torch.float32}
+
+
 @pytest.mark.slow
 def test_survives_torch_compile(device, monkeypatch, relative_error):
     monkeypatch.setenv(BACKEND_VARIABLE, "triton")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lact_asr.errors import InputError
 from lact_asr.fast_weight_ops import BACKEND_VARIABLE, chosen_backend, muon_step, newton_schulz, row_norms
@@ -26,6 +27,19 @@ def test_auto_is_the_reference_on_a_cpu(monkeypatch):
 def test_auto_is_triton_on_a_gpu():
     assert chosen_backend(torch.zeros(1, device="cuda")) == "triton"
     assert chosen_backend(torch.zeros(1, device="cuda", dtype=torch.float64)) == "torch"
+
+
+@pytest.mark.parametrize(("capability", "expected"), [((7, 5), "torch"), ((8, 0), "triton"), ((9, 0), "triton")])
+def test_gpus_that_are_too_old_take_the_reference(monkeypatch, capability, expected):
+    monkeypatch.setattr("lact_asr.fast_weight_ops.TRITON_IS_INSTALLED", True)
+    monkeypatch.setattr("lact_asr.fast_weight_ops.BUILT_FOR_AMD", False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    with FakeTensorMode():  # no GPU need be there
+        tensor = torch.empty(1, device="cuda")
+    assert chosen_backend(tensor) == expected
+    if expected == "torch":
+        with pytest.raises(InputError, match=r"capability 8\.0"):
+            chosen_backend(tensor, "triton")
 
 
 def test_the_environment_takes_the_place_of_auto(monkeypatch):

@@ -77,6 +77,7 @@ CASES: dict[str, tuple[Callable[[Case], tuple], tuple[str, ...]]] = {
     "configuration a list": (lambda c: ("--config_path", c.file("broken.json", "[]")), ("broken.json",)),
     "unknown key": (lambda c: c.config(hiden_size=32), ("hiden_size", "broken.json")),
     "impossible value": (lambda c: c.config(encoder_target_ds_factor=9), ("encoder_target_ds_factor", "9")),
+    "impossible value as a flag": (lambda c: ("--ttt_mask_prob", "1", "--ttt_training", "none"), ("ttt_mask_prob", "below 1")),
     "value of another type": (lambda c: c.config(hidden_size="32"), ("hidden_size",)),
     "pretrained encoder without a name": (lambda c: c.config(use_wav2vec2_encoder=True), ("wav2vec2_model_name",)),
     "frozen random encoder": (lambda c: ("--freeze_encoder",), ("freeze_encoder",)),

@@ -32,13 +32,13 @@ def test_the_flag_by_itself_or_with_a_format(flags, expected):
     ],
 )
 def test_choice(monkeypatch, wanted, device, has_bf16, expected):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: has_bf16)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16 or including_emulation)
     assert choose_precision(wanted, device) == expected
 
 
 @pytest.mark.parametrize(("wanted", "device"), [("fp16", CPU), ("bf16", GPU)])
 def test_what_the_device_lacks_is_refused(monkeypatch, wanted, device):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
     with pytest.raises(InputError, match=f"--mixed_precision {wanted}"):
         choose_precision(wanted, device)
 

@@ -71,6 +71,15 @@ def test_row_norms_are_kept_over_many_steps(dtype):
     assert (updated - weights).abs().max() > 0.1
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_row_norms_of_16_bits_are_in_32(dtype):
+    weights = normal(8, 50).to(dtype)
+    norms = row_norms(weights)
+    assert norms.dtype == torch.float32
+    torch.testing.assert_close(norms.double(), row_norms(weights.double()), atol=0, rtol=1e-6)
+    assert muon_step(weights, normal(8, 50, seed=1).to(dtype), norms, orthogonalise=False)[0].dtype == dtype
+
+
 def test_momentum_over_three_steps_is_the_weighted_sum_of_gradients():
     gradients = [normal(4, 3, seed=seed) for seed in range(3)]
     betas = [torch.full((1, 1), value, dtype=torch.float64) for value in (0.9, 0.5, 0.25)]
