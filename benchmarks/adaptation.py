@@ -30,10 +30,10 @@ from lact_asr.checkpoint import load_checkpoint
 from lact_asr.data.corpora import load_corpus
 from lact_asr.errors import InputError, exit_on_input_error
 from lact_asr.inference.decoding import make_decoder
-from lact_asr.inference.inference_setup import corpus_utterances
 from lact_asr.inference.recogniser import Recogniser
 from lact_asr.inference.results.summary import markdown_table
 from lact_asr.inference.ttt.settings import TTTSettings
+from lact_asr.inference.utterances import corpus_utterances
 from lact_asr.sample_rate import SAMPLE_RATE_HZ
 from lact_asr.shared_flags import add_checkpoint
 

@@ -25,10 +25,10 @@ from lact_asr.data.noise import COLOURS, NoiseMixer, load_noises
 from lact_asr.errors import exit_on_input_error
 from lact_asr.inference.decoding import GreedyDecoder
 from lact_asr.inference.evaluation import Utterance
-from lact_asr.inference.inference_setup import corpus_utterances, spread_evenly
 from lact_asr.inference.recogniser import Recogniser
 from lact_asr.inference.results.summary import markdown_table
 from lact_asr.inference.robustness.bootstrap import interval, resampled_rates
+from lact_asr.inference.utterances import corpus_utterances, spread_evenly
 from lact_asr.metrics import count_character_errors, count_word_errors
 from lact_asr.shared_flags import add_checkpoint, add_dataset_type
 

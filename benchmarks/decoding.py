@@ -27,13 +27,14 @@ from lact_asr.atomic_files import write_json, write_text
 from lact_asr.checkpoint import load_checkpoint
 from lact_asr.data.corpora import load_corpus
 from lact_asr.errors import InputError, exit_on_input_error
+from lact_asr.inference.companions import find_language_model
 from lact_asr.inference.decoder_names import DECODERS
 from lact_asr.inference.decoding import CTCAlphabet, GreedyDecoder, make_decoder
-from lact_asr.inference.inference_setup import corpus_utterances, find_language_model, spread_evenly
 from lact_asr.inference.language_models.language_model import load_language_model
 from lact_asr.inference.recogniser import Recogniser
 from lact_asr.inference.results.summary import markdown_table
 from lact_asr.inference.robustness.peak_memory import PeakMemory, memory_in_use, release_freed_memory
+from lact_asr.inference.utterances import corpus_utterances, spread_evenly
 from lact_asr.metrics import corpus_word_errors
 from lact_asr.sample_rate import SAMPLE_RATE_HZ
 from lact_asr.shared_flags import add_checkpoint, add_dataset_type

@@ -19,9 +19,9 @@ from lact_asr.checkpoint import load_checkpoint
 from lact_asr.data.corpora import load_corpus
 from lact_asr.errors import InputError
 from lact_asr.inference.evaluation import Hypotheses, evaluate
-from lact_asr.inference.inference_setup import corpus_utterances
 from lact_asr.inference.results.results_file import ResultsWriter, read_results
 from lact_asr.inference.results.summary import format_table, summarise
+from lact_asr.inference.utterances import corpus_utterances
 
 LONGEST_SENTENCE = 1_000
 _SUBSET = "subset"

@@ -18,14 +18,15 @@ from lact_asr.atomic_files import write_json
 from lact_asr.checkpoint import BEST_MODEL, LoadedCheckpoint, load_torch_file
 from lact_asr.data.corpora import load_corpus
 from lact_asr.errors import exit_on_input_error
+from lact_asr.inference.companions import LANGUAGE_MODEL_NAME
 from lact_asr.inference.decoding import make_decoder
 from lact_asr.inference.evaluation import evaluate
-from lact_asr.inference.inference_setup import LANGUAGE_MODEL_NAME, corpus_utterances
 from lact_asr.inference.language_models.language_model import load_language_model
 from lact_asr.inference.language_models.ngram_training import build_ngram
 from lact_asr.inference.recogniser import Recogniser
 from lact_asr.inference.results.results_file import ResultsWriter
 from lact_asr.inference.results.summary import format_table, summarise
+from lact_asr.inference.utterances import corpus_utterances
 from lact_asr.processing_hybrid_asr import HybridASRProcessor
 from lact_asr.training.arguments import parse_arguments
 from lact_asr.training.checkpoint_rotation import checkpoints_to_resume_from

@@ -40,8 +40,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _parse(argv)
     # Imported after parsing: --help and mistyped flags answer at once.
     from lact_asr.checkpoint import load_checkpoint
+    from lact_asr.devices import choose_device
     from lact_asr.inference.decoding import make_decoder
-    from lact_asr.inference.inference_setup import choose_device
     from lact_asr.inference.recogniser import Recogniser
 
     refuse_to_overwrite(arguments.output, _inputs(arguments))
@@ -72,7 +72,7 @@ def _utterances(arguments: argparse.Namespace) -> list[Utterance]:
     from lact_asr.audio import read_audio
     from lact_asr.data.corpora import load_corpus
     from lact_asr.inference.evaluation import Utterance
-    from lact_asr.inference.inference_setup import corpus_utterances
+    from lact_asr.inference.utterances import corpus_utterances
 
     if arguments.data_dir is not None:
         corpus = load_corpus(arguments.data_dir, arguments.subset, arguments.dataset_type)

@@ -25,9 +25,9 @@ def main(argv: list[str] | None = None) -> int:
     # Imported after parsing: --help and mistyped flags answer at once.
     from lact_asr.data.corpora import load_corpus
     from lact_asr.data.corruptions import make_corruptions
-    from lact_asr.inference.inference_setup import corpus_utterances, spread_evenly
     from lact_asr.inference.robustness.groups import members
     from lact_asr.inference.robustness.summary import summary_rows
+    from lact_asr.inference.utterances import corpus_utterances, spread_evenly
     from lact_asr.locks import alone_in
 
     try:

@@ -93,7 +93,7 @@ def export(run: Path, folder: Path, name: str, results: list[Path], license: str
 def _copy_language_model(run: Path, folder: Path) -> bool:
     """``lm.arpa`` and the weights tuned for it; whether there is one."""
     from lact_asr.atomic_files import write_json
-    from lact_asr.inference.inference_setup import LANGUAGE_MODEL_NAME, TUNED_WEIGHTS_NAME, tuned_weights
+    from lact_asr.inference.companions import LANGUAGE_MODEL_NAME, TUNED_WEIGHTS_NAME, tuned_weights
 
     path = run / LANGUAGE_MODEL_NAME
     if not path.is_file():

@@ -28,10 +28,12 @@ def main(argv: list[str] | None = None) -> int:
     # Imported after parsing: --help and mistyped flags answer at once.
     from lact_asr.checkpoint import load_checkpoint
     from lact_asr.data.corpora import load_corpus
+    from lact_asr.devices import choose_device
+    from lact_asr.inference.companions import checkpoint_folder
     from lact_asr.inference.decoding import make_decoder
-    from lact_asr.inference.inference_setup import checkpoint_folder, choose_device, corpus_utterances, spread_evenly
     from lact_asr.inference.recogniser import Recogniser
     from lact_asr.inference.ttt.statistics import STATISTICS_NAME, save_statistics
+    from lact_asr.inference.utterances import corpus_utterances, spread_evenly
 
     checkpoint = load_checkpoint(arguments.checkpoint)
     corpus = load_corpus(arguments.data_dir, arguments.subset, arguments.dataset_type)

@@ -32,14 +32,10 @@ def main(argv: list[str] | None = None) -> int:
     # Imported after parsing: --help and mistyped flags answer at once.
     from lact_asr.checkpoint import load_checkpoint
     from lact_asr.inference.evaluation import evaluate
-    from lact_asr.inference.inference_setup import (
-        decoding_pool,
-        describe_default_loss,
-        fill_in_defaults,
-        list_utterances,
-        make_recogniser,
-    )
+    from lact_asr.inference.inference_setup import decoding_pool, fill_in_defaults, make_recogniser
     from lact_asr.inference.long_audio.long_recordings import Cutting, PiecewiseRecogniser
+    from lact_asr.inference.ttt.from_flags import describe_default_loss
+    from lact_asr.inference.utterances import list_utterances
 
     utterances, corpus = list_utterances(arguments)
     refuse_to_overwrite(arguments.output, [*(arguments.audio_file or ()), arguments.checkpoint, arguments.lm_path])
@@ -100,7 +96,7 @@ def _results_path(arguments: argparse.Namespace) -> Path | None:
         return arguments.output
     if arguments.data_dir is None:
         return None
-    from lact_asr.inference.inference_setup import checkpoint_folder
+    from lact_asr.inference.companions import checkpoint_folder
 
     parts = ["results", Path(arguments.subset).stem, "greedy" if arguments.greedy else f"beam{arguments.beam_size}"]
     return checkpoint_folder(arguments.checkpoint) / f"{'_'.join(parts + ['ttt'] * arguments.use_ttt)}.jsonl"

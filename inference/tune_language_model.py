@@ -37,17 +37,16 @@ def main(argv: list[str] | None = None) -> int:
     # Imported after parsing: --help and mistyped flags answer at once.
     from lact_asr.checkpoint import load_checkpoint
     from lact_asr.data.corpora import load_corpus
-    from lact_asr.inference.decoding import tune_language_model_weights
-    from lact_asr.inference.inference_setup import (
+    from lact_asr.devices import choose_device
+    from lact_asr.inference.companions import (
         LANGUAGE_MODEL_NAME,
         TUNED_WEIGHTS_NAME,
         checkpoint_folder,
-        choose_device,
-        corpus_utterances,
         find_language_model,
-        spread_evenly,
     )
+    from lact_asr.inference.decoding import tune_language_model_weights
     from lact_asr.inference.recogniser import Recogniser
+    from lact_asr.inference.utterances import corpus_utterances, spread_evenly
 
     checkpoint = load_checkpoint(arguments.checkpoint)
     language_model = find_language_model(arguments.lm_path, arguments.checkpoint)

@@ -20,11 +20,12 @@ from lact_asr.data.batching import make_dataloader
 from lact_asr.data.corpora import load_corpus
 from lact_asr.data.corruptions import Condition, Corruption, check_noise_source, make_corruptions
 from lact_asr.data.noise import COLOURS, utterance_generator
+from lact_asr.devices import choose_device
 from lact_asr.errors import InputError, exit_on_input_error
-from lact_asr.inference.inference_setup import choose_device, spread_evenly
 from lact_asr.inference.results.summary import markdown_table
 from lact_asr.inference.ttt.copies import takes_copies_of_rows
 from lact_asr.inference.ttt.settings import TTTSettings
+from lact_asr.inference.utterances import spread_evenly
 from lact_asr.modeling_hybrid_asr import HybridASRForCTC
 from lact_asr.shared_flags import add_checkpoint, add_dataset_type
 from lact_asr.training.training_losses import TrainingLosses

@@ -17,8 +17,9 @@ from lact_asr.checkpoint import BEST_MODEL, load_checkpoint
 from lact_asr.configuration_hybrid_asr import HybridASRConfig
 from lact_asr.data.batching import SpeechDataLoader
 from lact_asr.data.corpora import Corpus, load_corpus
+from lact_asr.devices import choose_device
 from lact_asr.errors import InputError
-from lact_asr.inference.inference_setup import LANGUAGE_MODEL_NAME, choose_device
+from lact_asr.inference.companions import LANGUAGE_MODEL_NAME
 from lact_asr.inference.language_models.ngram_training import build_ngram
 from lact_asr.model_sizes import count_parameters
 from lact_asr.modeling_hybrid_asr import HybridASRForCTC

@@ -12,8 +12,8 @@ from __future__ import annotations
 import numpy as np
 
 from lact_asr.configuration_hybrid_asr import HybridASRConfig
+from lact_asr.inference.companions import find_language_model, tuned_weights
 from lact_asr.inference.decoding import DEFAULT_BEAM_SIZE, Decoder, make_decoder
-from lact_asr.inference.inference_setup import find_language_model, tuned_weights
 from lact_asr.processing_hybrid_asr import HybridASRProcessor
 
 

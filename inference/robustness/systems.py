@@ -10,19 +10,15 @@ from typing import NamedTuple
 
 from lact_asr.atomic_files import write_json
 from lact_asr.checkpoint import load_checkpoint
+from lact_asr.devices import choose_device
 from lact_asr.inference.evaluation import Utterance, evaluate
-from lact_asr.inference.inference_setup import (
-    choose_device,
-    describe_default_loss,
-    fill_in_defaults,
-    make_recogniser,
-    results_settings,
-)
+from lact_asr.inference.inference_setup import fill_in_defaults, make_recogniser, results_settings
 from lact_asr.inference.recogniser import Recogniser
 from lact_asr.inference.results.results_file import ResultsWriter
 from lact_asr.inference.results.utterance_result import UtteranceResult
 from lact_asr.inference.robustness.arguments import System, file_name
 from lact_asr.inference.robustness.peak_memory import PeakMemory, memory_in_use, release_freed_memory
+from lact_asr.inference.ttt.from_flags import describe_default_loss
 
 
 class Outcome(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Collection
 from contextlib import AbstractContextManager
@@ -32,7 +33,7 @@ class TTTSettings:
         parameters: groups of `lact_asr.ttt_parameters`; None takes the first loss's default.
         optimizer: "adamw", "sgd" or "muon" (for matrices; AdamW for the rest); "cma_es" searches without gradients.
         learning_rate: of the optimiser, which is fresh for each utterance; None takes the rates that meta-training learned for
-            these parameters and this optimiser, if any, else the first loss's default. Of cma_es the first standard deviation.
+            this loss, these parameters and this optimiser, if any, else the first loss's default. Of cma_es the first standard deviation.
         final_learning_rate: where a cosine from ``learning_rate`` ends: γ_k = γ_K + ½ (γ_0 − γ_K)(1 + cos(π k / K)) at step k
             of K (arXiv 1608.03983); None keeps the rate.
         sharpness: ρ of sharpness-aware steps, whose gradient is taken at W + ρ ∇ / ‖∇‖; 0 for plain ones.
@@ -98,23 +99,47 @@ class TTTSettings:
 
     @classmethod
     def of(cls, config: HybridASRConfig, **changes) -> TTTSettings:
-        """What a model's configuration says, with some values changed."""
+        """What a model's configuration says, with some values changed; what it says of another loss is left out."""
+        loss_type = changes.get("loss_type", config.default_ttt_loss)
         values = {
-            "loss_type": config.default_ttt_loss,
+            "loss_type": loss_type,
             "steps": config.ttt_steps,
             "mask_prob": config.ttt_mask_prob,
             "mask_length": config.ttt_mask_length,
             "chunk_size": config.ttt_chunk_size,
         }
-        # Otherwise these were meant for a loss that the model cannot have.
-        if config.default_ttt_loss == config.ttt_loss_type:
-            values |= {
-                "parameters": None if config.ttt_parameters is None else parse_groups(config.ttt_parameters),
-                "optimizer": config.ttt_optimizer,
-                # Of a meta-trained model the learned ones count, not those that they started from.
-                "learning_rate": None if config.ttt_training == "meta" else config.ttt_learning_rate,
-            }
-        return cls(**{**values, **changes})
+        if loss_type == config.ttt_loss_type:
+            values["parameters"] = None if config.ttt_parameters is None else parse_groups(config.ttt_parameters)
+            values["optimizer"] = config.ttt_optimizer
+        settings = cls(**{**values, **changes})
+        # Of a meta-trained model the learned rates count, not the one that they started from.
+        if "learning_rate" in changes or config.ttt_training == "meta" or not settings.is_as_trained(config):
+            return settings
+        return dataclasses.replace(settings, learning_rate=config.ttt_learning_rate)
+
+    def is_as_trained(self, config: HybridASRConfig) -> bool:
+        """Whether a configuration's learning rate, or the learned ones, are meant for this loss, this optimizer and all that adapts."""
+        trained_for = self.loss.parameters if config.ttt_parameters is None else parse_groups(config.ttt_parameters)
+        adapts = set(self.parameters or self.loss.parameters)
+        same = (self.loss_type, self.optimizer) == (config.ttt_loss_type, config.ttt_optimizer)
+        return same and adapts <= set(trained_for)
+
+    def resolved(self, config: HybridASRConfig) -> TTTSettings:
+        """What `Adaptation` makes of these for a hybrid model, with nothing left open; only a learning rate of None stays, where rates were learned."""
+        _, first = self.loss.terms[0]
+        groups, learned = self.parameters or self.loss.parameters, config.ttt_training == "meta"
+        constant_updates, frozen_layers = self.savings(groups, learned)
+        rate = self.learning_rate
+        if rate is None and self.optimizer != "sgd" and not (learned and self.is_as_trained(config)):
+            rate = first.learning_rate
+        return dataclasses.replace(
+            self,
+            parameters=groups,
+            learning_rate=rate,
+            constant_updates=constant_updates,
+            frozen_layers=frozen_layers,
+            max_entropy=self.entropy_limit,
+        )
 
     @property
     def loss(self) -> WeightedSum:
@@ -265,8 +290,7 @@ class Adaptation:
         if settings.learning_rate is not None:
             return settings.learning_rate
         learned = getattr(self.model, "ttt_rates", None)
-        as_learned = learned is not None and settings.optimizer == self.model.config.ttt_optimizer
-        if as_learned and self.names <= set(learned.names):
+        if learned is not None and settings.is_as_trained(self.model.config):
             return learned()
         if settings.optimizer == "sgd":
             raise InputError("TTT with sgd needs a learning rate: the default ones are AdamW's.")

@@ -32,13 +32,9 @@ def main(argv: list[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         raise InputError(f'The page needs {error.name}: pip install "lact-asr[web]".') from None
     from lact_asr.checkpoint import load_checkpoint
-    from lact_asr.inference.inference_setup import (
-        describe_default_loss,
-        describe_recogniser,
-        fill_in_defaults,
-        make_recogniser,
-    )
+    from lact_asr.inference.inference_setup import describe_recogniser, fill_in_defaults, make_recogniser
     from lact_asr.inference.recogniser import Recogniser
+    from lact_asr.inference.ttt.from_flags import describe_default_loss
 
     checkpoint = load_checkpoint(inference.checkpoint)
     filled = fill_in_defaults(inference, checkpoint.model.config)

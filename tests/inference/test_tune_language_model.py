@@ -11,11 +11,11 @@ import matplotlib.image
 import pytest
 
 from lact_asr.errors import EXIT_BAD_INPUT
-from lact_asr.inference.inference_setup import spread_evenly
 from lact_asr.inference.language_models.ngram_training import build_ngram
 from lact_asr.inference.results.results_file import read_results
 from lact_asr.inference.results.summary import summarise
 from lact_asr.inference.tune_language_model import main
+from lact_asr.inference.utterances import spread_evenly
 
 WEIGHTS, SCORES = (0.1, 1.0), (-20.0, 3.0)
 

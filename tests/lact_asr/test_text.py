@@ -8,8 +8,8 @@ import soundfile
 
 from lact_asr.data.batching import make_dataloader
 from lact_asr.data.corpora import load_corpus
-from lact_asr.inference.inference_setup import corpus_utterances
 from lact_asr.inference.language_models.ngram_training import read_transcripts
+from lact_asr.inference.utterances import corpus_utterances
 from lact_asr.processing_hybrid_asr import HybridASRProcessor
 from lact_asr.text import build_vocabulary, normalise_text, unspellable_characters
 
