@@ -128,10 +128,12 @@ class BatchPlan:
 
     @functools.cached_property
     def digest(self) -> str:
-        """Equal for plans with equal batches: of utterances, weights and all settings."""
+        """Equal for plans with equal batches: of utterances, weights and all settings; shards may be called otherwise."""
+        numbers: dict[Hashable | None, int | None] = {None: None}
+        shards = [str(numbers.setdefault(shard, len(numbers))) for shard in self.shards]
         facts = (
             [(cut.id, cut_samples(cut)) for cut in self.cuts], sorted(self._by_weight.items()), self.batch_size,
-            self.max_batch_seconds, self._bucket_ends, self.speeds and tuple(self.speeds.speed_factors), self.seed, self.shuffle, [str(shard) for shard in self.shards],
+            self.max_batch_seconds, self._bucket_ends, self.speeds and tuple(self.speeds.speed_factors), self.seed, self.shuffle, shards,
         )  # fmt: skip
         return hashlib.sha256(repr(facts).encode()).hexdigest()
 

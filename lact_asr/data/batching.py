@@ -267,19 +267,31 @@ class SpeechDataLoader:
         position = self._position
         if not self.plan.shuffle:
             position.go_to_epoch(0)
-        owed, previous = 0, None
+        nearest = None
         for batch, problems in self._loader:
             self._note(problems)
+            if batch is None and position.world_size > 1:  # all processes must take equally many steps
+                batch = nearest or self._nearest_readable(position.batches_done)
             position.batches_done += 1
-            owed += 1
-            previous = batch or previous
-            # Ranks must take equally many steps: with several, the batch before (or after) replaces an unreadable one.
-            while owed and previous is not None and (batch is not None or position.world_size > 1):
-                owed -= 1
-                yield previous
-            owed = owed if position.world_size > 1 else 0
+            nearest = batch or nearest
+            if batch is not None:
+                yield batch
         if self.plan.shuffle:
             position.go_to_epoch(position.epoch + 1)
+
+    def _nearest_readable(self, number: int) -> Batch:
+        """What replaces an unreadable batch of this rank: the one before it, or else after it, as a resumed run has it too.
+
+        Raises:
+            InputError: none of this rank's batches can be read.
+        """
+        batches = self._position.rank_batches()
+        for draws in (*reversed(batches[:number]), *batches[number + 1 :]):
+            batch, problems = self.dataset[draws]
+            self._note(problems)
+            if batch is not None:
+                return batch
+        raise InputError(f"None of the {len(batches):,} batches of this process can be read.")
 
     @property
     def batches_left(self) -> int:

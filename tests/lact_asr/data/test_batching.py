@@ -10,7 +10,7 @@ import soundfile
 import torch
 
 from lact_asr.audio import read_audio
-from lact_asr.data.batching import WaveformCache, make_dataloader
+from lact_asr.data.batching import SpeechDataLoader, WaveformCache, make_dataloader
 from lact_asr.data.corpora import load_corpus
 from lact_asr.errors import InputError
 from lact_asr.processing_hybrid_asr import HybridASRProcessor
@@ -214,6 +214,27 @@ def test_with_several_ranks_an_unreadable_batch_does_not_cost_a_step(spoilt_cuts
         ]
         assert [len(batches) for batches in ranks] == [3, 3]
         assert set(flat(ranks[0] + ranks[1])) == {f"1-1-{number:04d}" for number in range(6)}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_with_several_ranks_a_resumed_epoch_replaces_unreadable_batches_by_the_same_ones(spoilt_cuts, processor, seed):
+    def loader(rank: int) -> SpeechDataLoader:
+        return make_dataloader(spoilt_cuts, processor, 1, shuffle=True, seed=seed, world_size=2, rank=rank)
+
+    whole, main = [epoch_ids(loader(rank)) for rank in range(2)], loader(0)
+    states = [main.state_dict() for _ in main]  # those of the main process are all that is saved
+    assert len(states) == len(whole[0]) == len(whole[1]) == 5
+    for done, state in enumerate(states, start=1):
+        for rank in range(2):
+            resumed = loader(rank)
+            resumed.load_state_dict(state)
+            assert epoch_ids(resumed) == whole[rank][done:]
+
+
+def test_a_rank_with_nothing_to_read_says_so(spoilt_cuts, processor):
+    unreadable = [cut for cut in spoilt_cuts if cut.id >= "1-1-0006"]
+    with pytest.raises(InputError, match="None of the 2 batches of this process"):
+        list(make_dataloader(unreadable, processor, 1, shuffle=True, world_size=2, rank=0))
 
 
 def test_cache_is_exact_bounded_and_used(cuts, processor):
