@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import signal
 import sys
 from collections.abc import Callable
 
 EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 128 + signal.SIGINT
 _LONGEST_SENTENCE = 800
 
 
@@ -39,7 +41,7 @@ class InputError(ValueError):
 
 
 def exit_on_input_error(main: Callable[..., int]) -> Callable[..., int]:
-    """Wrap a command's ``main``: an `InputError` becomes one line on stderr and exit code 2, without a traceback."""
+    """Wrap a command's ``main``: an `InputError` becomes one line on stderr and exit code 2, Ctrl-C 130, without a traceback."""
 
     @functools.wraps(main)
     def wrapped(*args, **kwargs) -> int:
@@ -48,5 +50,8 @@ def exit_on_input_error(main: Callable[..., int]) -> Callable[..., int]:
         except InputError as error:
             print(f"error: {error}", file=sys.stderr)
             return EXIT_BAD_INPUT
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return EXIT_INTERRUPTED
 
     return wrapped

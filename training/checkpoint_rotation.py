@@ -9,7 +9,7 @@ from pathlib import Path
 from accelerate.utils import gather_object
 
 from lact_asr.checkpoint import FileNotReadNow
-from lact_asr.errors import InputError
+from lact_asr.errors import InputError, warn
 from lact_asr.training.training_state import load_training_state
 
 
@@ -33,6 +33,22 @@ def rotate_checkpoints(newest: Path, keep: int) -> None:
         path.unlink(missing_ok=True)
     for path in (path for path in saved if path.name > newest.name):
         path.replace(path.with_name(f"{path.name}.unreadable"))
+
+
+def make_room(unwritten: Path) -> bool:
+    """On a full disk, give up all but the newest checkpoint that can be read; whether that deleted any.
+
+    Args:
+        unwritten: what there was no room for; later ones are not touched.
+    """
+    before = [path for path in saved_checkpoints(unwritten.parent) if path.name <= unwritten.name]
+    if len(before) < 2:
+        return False
+    kept, _ = load_newest_readable(before, warn)
+    for path in before:
+        if path != kept:
+            path.unlink(missing_ok=True)
+    return True
 
 
 def delete_unfinished_files(folder: Path) -> None:
@@ -91,6 +107,23 @@ def agreed_by_all(find: Callable[[], list[Path]]) -> list[Path]:
     if any(names != found[0][1] for _, names in found):
         raise InputError("The processes see different checkpoints; do all machines share the output folder?")
     return paths
+
+
+def load_newest_readable_by_all(paths: Sequence[Path], report: Callable[[str], None]) -> tuple[Path, dict]:
+    """The first training state that every process can read; each must call this, with the same paths in this order.
+
+    Args and errors as of `load_newest_readable`; ``report`` gets the sentences of all processes.
+    """
+    paths, sentences = list(paths), []
+    while True:
+        path, content = load_newest_readable(paths, sentences.append)
+        found = gather_object([(paths.index(path), sentences)])
+        oldest = max(index for index, _ in found)
+        if all(index == oldest for index, _ in found):
+            for sentence in dict.fromkeys(sentence for _, of_one in found for sentence in of_one):
+                report(sentence)
+            return path, content
+        paths = paths[oldest:]
 
 
 def load_newest_readable(paths: Sequence[Path], report: Callable[[str], None]) -> tuple[Path, dict]:

@@ -7,6 +7,7 @@ from datetime import timedelta
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -17,6 +18,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.fsdp import FSDPModule
 
+from lact_asr.errors import InputError
 from lact_asr.modeling_hybrid_asr import HybridASRForCTC
 from lact_asr.training.training_losses import TrainingLosses
 
@@ -39,6 +41,23 @@ def largest(number: int, group: torch.distributed.ProcessGroup | None) -> int:
     numbers = torch.tensor([number])
     torch.distributed.all_reduce(numbers, torch.distributed.ReduceOp.MAX, group)
     return int(numbers)
+
+
+def require_equal(facts: str, name: str) -> None:
+    """Refuse to go on where processes do not see the same: each would take its share of something else.
+
+    Args:
+        facts: of this process; every process must take part.
+        name: what they are of.
+
+    Raises:
+        InputError: on every process, where they differ.
+    """
+    if len(set(gather_object([facts]))) > 1:
+        raise InputError(
+            f"The processes see different {name}: files differ between machines, or one could not be read for a moment; "
+            "start the run again."
+        )
 
 
 def mean_over_processes(accelerator: Accelerator, values: dict[str, float]) -> dict[str, float]:

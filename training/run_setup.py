@@ -34,8 +34,9 @@ from lact_asr.training.data_setup import (
     make_training_loader,
 )
 from lact_asr.training.front_end_warm_start import warm_start_front_end
+from lact_asr.training.left_out import write_left_out
 from lact_asr.training.model_setup import make_config, make_model
-from lact_asr.training.processes import PATIENCE, start_from_the_main_process
+from lact_asr.training.processes import PATIENCE, require_equal, start_from_the_main_process
 from lact_asr.training.run_log import RunLog, describe_run, earlier_starts
 from lact_asr.training.trackers import check_trackers, start_trackers
 from lact_asr.training.trainer import Trainer
@@ -114,6 +115,7 @@ def make_trainer(arguments: argparse.Namespace, accelerator: Accelerator, resume
     training_batches = make_training_loader(
         training_corpus, arguments, processor, accelerator, config.trains_with_clean_views
     )
+    require_equal(training_batches.plan.digest, "training data")
     reported = [training_corpus, validation_corpus]
     if arguments.test_subset is not None:  # read when training is over, but mistakes are better found now
         reported.append(load_corpus(arguments.data_dir, arguments.test_subset, arguments.dataset_type))
@@ -133,7 +135,7 @@ def make_trainer(arguments: argparse.Namespace, accelerator: Accelerator, resume
     if accelerator.is_main_process:
         delete_unfinished_files(arguments.output_dir)
         description = _describe(arguments, accelerator, model, processor.vocabulary, resumed=bool(resume_from))
-        _write_left_out(arguments, reported)
+        write_left_out(arguments.output_dir, reported)
         _build_language_model(arguments, training_corpus, reuse=bool(resume_from))
         trackers = start_trackers(arguments.trackers, arguments.output_dir, description, trainer.progress.step + 1)
         trainer.log = RunLog(arguments.output_dir, trackers, trainer.progress if resume_from else None)
@@ -213,16 +215,6 @@ def _describe(
     write_json(arguments.output_dir / "vocab.json", vocabulary)
     model.config.to_json_file(arguments.output_dir / "config.json", use_diff=False)
     return description
-
-
-def _write_left_out(arguments: argparse.Namespace, corpora: list[Corpus]) -> None:
-    """Every utterance that is left out with the reason; `Corpus.report` prints only the first names."""
-    problems = [
-        {"name": problem.name, "kind": problem.kind, "reason": problem.sentence}
-        for corpus in corpora
-        for problem in corpus.problems
-    ]
-    write_json(arguments.output_dir / "left_out.json", problems)
 
 
 def _warm_start(

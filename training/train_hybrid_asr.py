@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import sys
+from pathlib import Path
 
 from lact_asr.errors import InputError, exit_on_input_error
 from lact_asr.training.arguments import parse_arguments
@@ -23,13 +24,16 @@ def main(argv: list[str] | None = None) -> int:
     from lact_asr.training.run_setup import make_accelerator, make_trainer, score_test_subset
 
     accelerator = make_accelerator(arguments)
-    resume_from = agreed_by_all(
-        lambda: checkpoints_to_resume_from(arguments.resume_from_checkpoint, arguments.output_dir)
-    )
+
+    def resume_from() -> list[Path]:
+        return agreed_by_all(lambda: checkpoints_to_resume_from(arguments.resume_from_checkpoint, arguments.output_dir))
+
+    resume_from()  # a mistake makes no folder
     prepare_output_dir(arguments.output_dir)
     try:
         with alone_in(arguments.output_dir) if accelerator.is_main_process else contextlib.nullcontext():
-            trainer = make_trainer(arguments, accelerator, resume_from)
+            # Found again: the run before may have been saving until it left the folder.
+            trainer = make_trainer(arguments, accelerator, resume_from())
             exit_code = trainer.train()
             if exit_code == 0 and accelerator.is_main_process:
                 score_test_subset(arguments, accelerator)

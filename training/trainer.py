@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
+import functools
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,8 +22,14 @@ from lact_asr.errors import InputError, warn
 from lact_asr.modeling_hybrid_asr import HybridASRForCTC
 from lact_asr.processing_hybrid_asr import HybridASRProcessor
 from lact_asr.text import WORD_DELIMITER_TOKEN
-from lact_asr.training.checkpoint_rotation import checkpoint_path, load_newest_readable, rotate_checkpoints
+from lact_asr.training.checkpoint_rotation import (
+    checkpoint_path,
+    load_newest_readable_by_all,
+    make_room,
+    rotate_checkpoints,
+)
 from lact_asr.training.curves import draw_curves
+from lact_asr.training.left_out import add_left_out
 from lact_asr.training.optimization import make_optimizer, make_scheduler, parameter_groups
 from lact_asr.training.processes import (
     group_of_hosts,
@@ -108,7 +116,7 @@ class Trainer:
         Raises:
             InputError: it is of another run, or none can be read.
         """
-        path, content = load_newest_readable(paths, self.accelerator.print)
+        path, content = load_newest_readable_by_all(paths, self.accelerator.print)
         if content["vocabulary"] != self.vocabulary:
             raise InputError(
                 f"The vocabulary in {path} differs from the one of this training data; they do not belong together."
@@ -187,7 +195,9 @@ class Trainer:
             if self.progress.step >= self.total_steps or self._all_stop(stop):
                 return
         if from_start and batches == 0:
-            raise InputError(f"None of the training recordings can be read; {self._unreadable()}.")
+            raise InputError(
+                f"None of the training recordings can be read; {first_names([*self.training_batches.problems])}."
+            )
         if self.arguments.eval_steps is None and self.progress.step > 0:
             self._validate(bar, stop)
 
@@ -360,9 +370,11 @@ class Trainer:
         """
         random_states = gather_object([self._random_state])
         recent = gather_object([in_plain_numbers(self._recent)])
+        unreadable = gather_object(list(self.training_batches.problems.values()))
         model, optimizer = model_state(self.plain_losses), optimizer_state(self.plain_losses, self.optimizer.optimizer)
         try:
             if self.accelerator.is_main_process:
+                add_left_out(self.arguments.output_dir, unreadable, self.progress.step)
                 self._write_state(model=model, optimizer=optimizer, random=random_states, recent=recent)
         finally:  # a launcher ends the others as soon as one leaves, be the main one still writing
             self.accelerator.wait_for_everyone()
@@ -371,7 +383,8 @@ class Trainer:
         self.log.flush()
         scaler = self.accelerator.scaler
         path = checkpoint_path(self.arguments.output_dir, self.progress.step)
-        save_training_state(
+        save = functools.partial(
+            save_training_state,
             path,
             **of_all_processes,
             scheduler=self.scheduler.state_dict(),
@@ -379,6 +392,12 @@ class Trainer:
             progress=self.progress,
             vocabulary=self.vocabulary,
         )
+        try:
+            save()
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not make_room(path):
+                raise
+            save()
         rotate_checkpoints(path, self.arguments.keep_checkpoints)
 
     @contextlib.contextmanager
@@ -389,14 +408,10 @@ class Trainer:
         except OSError as error:
             warn(f"{what} of step {self.progress.step} could not be written ({error.strerror}); training goes on.")
 
-    def _unreadable(self) -> str:
-        problems = list(self.training_batches.problems.values())
-        more = f" and {len(problems) - 3:,} more" if len(problems) > 3 else ""
-        return f"{len(problems):,} left out: {', '.join(problem.name for problem in problems[:3])}{more}"
-
     def _report_unreadable(self) -> None:
-        if self.training_batches.problems:
-            self.accelerator.print(f"Training recordings that could not be read: {self._unreadable()}.")
+        names = gather_object(list(self.training_batches.problems))
+        if names:
+            self.accelerator.print(f"Training recordings that could not be read: {first_names(names)}.")
 
 
 def total_steps(arguments: argparse.Namespace, batches_per_epoch: int) -> int:
@@ -404,6 +419,13 @@ def total_steps(arguments: argparse.Namespace, batches_per_epoch: int) -> int:
     if arguments.max_steps is not None:
         return arguments.max_steps
     return max(1, arguments.max_epochs * batches_per_epoch // arguments.gradient_accumulation_steps)
+
+
+def first_names(names: Sequence[str]) -> str:
+    """How many utterances are left out, and which ones, as a part of a sentence."""
+    names = list(dict.fromkeys(names))
+    more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
+    return f"{len(names):,} left out: {', '.join(names[:3])}{more}"
 
 
 def in_plain_numbers(batches: list[dict[str, float | torch.Tensor]]) -> list[dict[str, float]]:

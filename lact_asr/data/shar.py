@@ -9,9 +9,10 @@ wrote the folder, the tar files are scanned when the corpus is loaded.
 
 from __future__ import annotations
 
+import os
 import tarfile
 from collections.abc import Iterator
-from pathlib import Path, PurePath
+from pathlib import Path
 
 from lhotse import MonoCut
 from lhotse.serialization import deserialize_item, load_jsonl
@@ -81,7 +82,8 @@ def scan_tar(path: Path) -> dict[str, tuple[int, int]]:
     """
     with tarfile.open(path, "r:") as tar:
         audio = (member for member in tar if not member.name.endswith((".json", ".nodata", ".nometa")))
-        return {str(PurePath(member.name).with_suffix("")): (member.offset_data, member.size) for member in audio}
+        # As lhotse names members, "ID.flac", whatever an id looks like: paths in it ("./a", "b//c") are not put in order.
+        return {os.path.splitext(member.name)[0]: (member.offset_data, member.size) for member in audio}
 
 
 def _entry(cut: MonoCut, member: TarMember) -> Entry:

@@ -9,7 +9,6 @@ import os
 import random
 import shutil
 import tempfile
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
@@ -32,7 +31,7 @@ from lact_asr.errors import InputError
 # How soundfile calls container and codec, and how a file of the format begins.
 _FORMATS = {"flac": ("FLAC", "PCM_16", b"fLaC"), "opus": ("OGG", "OPUS", b"OggS")}
 _SETTINGS = "settings.json"
-_LEFT_OUT = "left_out.jsonl"
+_LEFT_OUT = "left_out"  # a file of problems for each shard, which says that the shard is done
 
 
 def write_shar(
@@ -68,10 +67,14 @@ def write_shar(
     try:
         _start_or_resume(work, settings)
         _write_shards(work, shards, audio_format, num_workers, target.name)
-        left_out = [Problem(*row) for row in _json_lines(work / _LEFT_OUT)]
+        left_out = [
+            Problem(*row)
+            for number in shards
+            for row in json.loads(_left_out_of(work, number).read_text(encoding="utf-8"))
+        ]
         _write_summary(target.with_name(f"{target.name}.json"), corpus, left_out, audio_format)
-        for name in (_SETTINGS, _LEFT_OUT):
-            (work / name).unlink(missing_ok=True)
+        shutil.rmtree(work / _LEFT_OUT)
+        (work / _SETTINGS).unlink()
         os.replace(work, target)
     except OSError as error:
         raise InputError(
@@ -96,29 +99,28 @@ def _start_or_resume(work: Path, settings: dict) -> None:
     else:
         work.mkdir(parents=True, exist_ok=True)
         write_json(path, settings)
+    (work / _LEFT_OUT).mkdir(exist_ok=True)
 
 
 def _write_shards(work: Path, shards: dict[str, list[MonoCut]], audio_format: str, num_workers: int, name: str) -> None:
-    todo = {number: cuts for number, cuts in shards.items() if not shard_file(work, "cuts", number).exists()}
+    todo = {number: cuts for number, cuts in shards.items() if not _left_out_of(work, number).exists()}
     total, left = (sum(map(len, some.values())) for some in (shards, todo))
     with (
         tqdm(total=total, initial=total - left, desc=name, unit=" utterances", mininterval=1.0) as bar,
-        (work / _LEFT_OUT).open("a", encoding="utf-8") as log,
         ProcessPoolExecutor(num_workers) as pool,
     ):
         tasks = {pool.submit(write_shard, work, number, cuts, audio_format): cuts for number, cuts in todo.items()}
         try:
             for task in as_completed(tasks):
-                log.writelines(json.dumps(problem) + "\n" for problem in task.result())
-                log.flush()
+                task.result()
                 bar.update(len(tasks[task]))
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
 
 
-def write_shard(folder: Path, number: str, cuts: list[MonoCut], audio_format: str) -> list[Problem]:
-    """Write one shard, whole or not at all; returns what is left out because it cannot be decoded."""
+def write_shard(folder: Path, number: str, cuts: list[MonoCut], audio_format: str) -> None:
+    """Write one shard, whole or not at all, and last the file of what is left out because it cannot be decoded."""
     problems: list[Problem] = []
     with tempfile.TemporaryDirectory(prefix=".shard-", dir=folder) as name:
         work = Path(name)
@@ -143,13 +145,9 @@ def write_shard(folder: Path, number: str, cuts: list[MonoCut], audio_format: st
             with SequentialJsonlWriter(shard_file(work, "tar_place", number)) as places:
                 for utterance_id, place in scan_tar(tar).items():
                     places.write({"cut_id": utterance_id, "tar_place": place})
-            for field in (
-                "recording",
-                "tar_place",
-                "cuts",
-            ):  # the cuts last: their file says that the shard is complete
+            for field in ("recording", "tar_place", "cuts"):
                 os.replace(shard_file(work, field, number), shard_file(folder, field, number))
-    return problems
+    write_json(_left_out_of(folder, number), problems)
 
 
 def _shar_cut(cut: MonoCut, recording: Recording) -> MonoCut:
@@ -179,8 +177,8 @@ def _encode(cut: MonoCut, audio_format: str) -> tuple[bytes, int]:
     return file.getvalue(), len(samples)
 
 
-def _json_lines(path: Path) -> Iterator[list]:
-    return map(json.loads, path.read_text(encoding="utf-8").splitlines())
+def _left_out_of(folder: Path, number: str) -> Path:
+    return folder / _LEFT_OUT / f"{number}.json"
 
 
 def _write_summary(path: Path, corpus: Corpus, left_out: list[Problem], audio_format: str) -> None:

@@ -15,12 +15,15 @@ import torch
 from benchmarks.kill_and_resume import values_by_name
 from lact_asr.checkpoint import save_file_atomically
 from lact_asr.errors import InputError
+from lact_asr.training import trainer
 from lact_asr.training.checkpoint_rotation import (
     agreed_by_all,
     checkpoint_path,
     checkpoints_to_resume_from,
     delete_unfinished_files,
     load_newest_readable,
+    load_newest_readable_by_all,
+    make_room,
     rotate_checkpoints,
     saved_checkpoints,
 )
@@ -121,6 +124,25 @@ def test_processes_that_see_different_checkpoints_are_told_so(tmp_path, monkeypa
         agreed_by_all(lambda: paths)
 
 
+def test_all_processes_go_on_from_the_newest_that_each_can_read(tmp_path, monkeypatch):
+    paths, sentences = save(tmp_path, 2, 4, 6), []
+    of_another = [(1, ["It is damaged."]), (0, ["It is damaged."])]  # its own place in what is left, twice asked
+    monkeypatch.setattr("lact_asr.training.checkpoint_rotation.gather_object", lambda own: [*own, of_another.pop(0)])
+    path, content = load_newest_readable_by_all(paths, sentences.append)
+    assert path == paths[1]
+    assert content["progress"]["step"] == 4
+    assert sentences == ["It is damaged."]
+
+
+def test_room_is_made_by_all_but_the_newest_readable_checkpoint(tmp_path):
+    paths = save(tmp_path, 2, 4, 6)
+    truncate(paths[0])
+    assert make_room(checkpoint_path(tmp_path, 8))
+    assert saved_checkpoints(tmp_path) == [paths[1]]
+    assert not make_room(checkpoint_path(tmp_path, 8))  # the last one stays
+    assert saved_checkpoints(tmp_path) == [paths[1]]
+
+
 def test_nothing_readable_is_refused(tmp_path):
     paths = save(tmp_path, 4, 6)
     for path in paths:
@@ -168,6 +190,20 @@ def test_a_new_run_does_not_overwrite_another(finished_run, train, tmp_path):
         "or give another --output_dir.\n"
     )
     assert run.log() == finished_run.log()
+
+
+def test_a_disk_with_room_for_two_checkpoints_gives_up_the_older_one(train, monkeypatch):
+    write = trainer.save_training_state
+
+    def save_training_state(path: Path, **state) -> None:
+        if len(saved_checkpoints(path.parent)) >= 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(path, **state)
+
+    monkeypatch.setattr(trainer, "save_training_state", save_training_state)
+    run = train("--max_steps", 5, "--save_steps", 1, "--keep_checkpoints", 2, "--eval_steps", 100)
+    assert run.exit_code == 0
+    assert [path.name for path in saved_checkpoints(run.folder)] == ["checkpoint_00000005.pt", "checkpoint_00000004.pt"]
 
 
 def test_a_run_outlives_a_full_disk(train, monkeypatch):

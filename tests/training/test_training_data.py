@@ -77,7 +77,10 @@ def test_damaged_utterances_are_named_counted_and_left_out(train, damaged_corpus
     for kind, name in names.items():
         assert f"1 × {kind}: {name}" in run.out
     left_out = json.loads((run.folder / "left_out.json").read_text())
-    assert {problem["kind"]: problem["name"] for problem in left_out} == names
+    *at_start, while_training = left_out
+    assert {problem["kind"]: problem["name"] for problem in at_start} == names
+    assert while_training["name"] == unreadable_later
+    assert 1 <= while_training["step"] <= 3
     assert all(problem["name"] in problem["reason"] for problem in left_out)
     assert f"could not be read: 1 left out: {unreadable_later}." in run.out
     assert run.state()["progress"]["step"] == 3

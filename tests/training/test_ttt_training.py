@@ -277,7 +277,7 @@ def test_none_switches_off_what_the_configuration_sets(tmp_path, write_config, f
     [
         (("--ttt_training", "none", "--enable_ttt"), "leave one of them out"),
         (("--ttt_training", "meta", "--ttt_steps", "0"), "Meta-training needs --ttt_steps of 1 or more"),
-        (("--ttt_training", "meta", "--ttt_mask_prob", "1.5"), "share of frames to mask"),
+        (("--ttt_training", "meta", "--ttt_mask_prob", "1"), "share of frames to mask"),
         (("--ttt_training", "joint", "--ttt_outer_loss", "clean_view"), "--ttt_training meta, and needs it"),
         ((*CLEAN_VIEW, "--speed_factors", "0.9,1.1"), "clean_view needs noise to undo"),
         ((*CLEAN_VIEW, "--noise_colours", "pink", "--noise_prob", "0"), "a --noise_prob above 0"),

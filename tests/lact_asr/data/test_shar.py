@@ -151,8 +151,7 @@ def test_an_interrupted_conversion_goes_on_and_ends_with_the_same_files(convert,
 
     monkeypatch.setattr(shar_writing, "write_shard", dying)
     monkeypatch.setattr(shar_writing, "ProcessPoolExecutor", _InThisProcess)
-    with pytest.raises(KeyboardInterrupt):
-        convert()
+    assert convert() == 130
     assert [path.name for path in (tmp_path / "shar").iterdir()] == [".dev.part"]
     with pytest.raises(InputError, match="no Shar folder 'dev'"):
         load_corpus(tmp_path / "shar", "dev", "shar")
@@ -201,6 +200,45 @@ def test_what_cannot_be_decoded_is_left_out_by_name(librispeech, convert, tmp_pa
         "0-1-0010": "unreadable audio file", "1-1-0001": "missing audio file",
     }  # fmt: skip
     assert summary["utterances"] == len(load_corpus(tmp_path / "shar", "dev", "shar").cuts) == 9
+
+
+def test_an_interrupted_conversion_counts_what_it_left_out_once(librispeech, convert, tmp_path, monkeypatch):
+    for path in (librispeech / "dev/0").rglob("*.flac"):  # six: all of a shard, and more
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with monkeypatch.context() as patched:
+        patched.setattr(shar_writing, "_write_summary", _full_disk)  # just before the folder is put into place
+        assert convert("--keep_order") == 2
+    assert convert("--keep_order") == 0
+    summary = json.loads((tmp_path / "shar/dev.json").read_text())
+    assert (summary["utterances"], len(summary["left_out"])) == (5, 6)
+    assert not [
+        path
+        for path in (tmp_path / "shar/dev").iterdir()
+        if not path.name.startswith(("cuts", "recording", "tar_place"))
+    ]
+
+
+@pytest.mark.parametrize("place", ["./{}", "sub//{}", "{folder}/sub/../{}"])
+def test_utterances_are_found_again_however_their_paths_are_written(tmp_path, place):
+    folder = tmp_path / "corpus"
+    (folder / "sub").mkdir(parents=True)
+    for number in range(3):
+        for where in (folder, folder / "sub"):
+            soundfile.write(where / f"{number}.b.flac", tone(number), 16_000)
+    rows = [
+        {"audio_filepath": place.format(f"{number % 3}.b.flac", folder=folder), "text": "GO"} for number in range(4)
+    ]
+    (folder / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = ["--data_dir", folder, "--dataset_type", "manifest", "--subset", "m", "--output_dir", tmp_path / "shar"]
+    assert main([*map(str, flags), "--num_workers", "1"]) == 0
+    ids = [cut.id for cut in load_corpus(folder, "m", "manifest").cuts]
+    assert len(ids) == 4
+    for with_places in (True, False):
+        if not with_places:
+            (tmp_path / "shar/m/tar_place.000000.jsonl.gz").unlink()  # as lhotse writes folders
+        corpus = load_corpus(tmp_path / "shar", "m", "shar")
+        assert sorted(cut.id for cut in corpus.cuts) == sorted(ids)
+        assert not corpus.problems
 
 
 def test_a_full_disk_is_one_sentence_and_nothing_is_lost(convert, tmp_path, monkeypatch, capsys):
