@@ -63,6 +63,7 @@ def make_accelerator(arguments: argparse.Namespace) -> Accelerator:
             InitProcessGroupKwargs(timeout=PATIENCE),
         ],
     )
+    choose_precision(accelerator.mixed_precision, device)  # accelerate's own configuration may have named it
     if arguments.mixed_precision == "auto" and device.type == "cpu":
         accelerator.print("--mixed_precision has no effect on the CPU: training in float32 (bf16 asks for bfloat16).")
     if accelerator.is_fsdp2:

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from lact_asr.audio import MIN_SAMPLES, SAMPLE_RATE_HZ, AudioHeader, TarMember, read_audio, read_audio_header
 from lact_asr.data.corpus_listings import (
+    BROKEN_LINE,
     Entry,
     Listing,
     Problem,
@@ -133,6 +134,8 @@ def load_corpus(
     seen_ids: set[str] = set()
     for listing in listings:
         problems = list(listing.problems)
+        if broken := [problem for problem in problems if problem.kind == BROKEN_LINE]:
+            raise InputError(broken[0].sentence)
         entries = [_with_unique_id(entry, listing.subset, seen_ids) for entry in listing.entries]
         subset_cuts = make_cuts(entries, problems, show_progress)
         if not subset_cuts:

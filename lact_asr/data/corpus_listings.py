@@ -21,6 +21,8 @@ SUBSET_ALIASES = {"train-960": ("train-clean-100", "train-clean-360", "train-oth
 _MOST_SECONDS = 1e9  # thirty years: more is no recording's length
 _MANIFEST_KEYS = frozenset({"audio_filepath", "text", "duration", "offset", "id", "speaker", "gender"})
 
+BROKEN_LINE = "line that is not a manifest entry"  # kind of a `Problem` that no training goes on with
+
 
 class Problem(NamedTuple):
     """Why one utterance or file is left out: its name, a sentence about it, and the kind under which it is counted."""
@@ -180,20 +182,16 @@ def manifest_entries(manifest: Path, problems: list[Problem]) -> Iterator[Entry]
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        place = f"{manifest}:{number}"
         try:
-            row = json.loads(line)
+            row, problem = json.loads(line), None
         except (ValueError, RecursionError) as error:  # numbers of thousands of digits, brackets in brackets, too
-            raise InputError(f"{place} is not JSON ({error}): a manifest has one JSON object a line") from None
-        if not isinstance(row, dict) or not isinstance(row.get("audio_filepath"), str):
-            raise InputError(
-                f'{place} is not a manifest line: it must be a JSON object with "audio_filepath" and "text"'
-            )
-        problem = _manifest_row_problem(row)
+            problem = BROKEN_LINE, f"is not JSON ({error}): a manifest has one JSON object a line"
+        problem = problem or _manifest_row_problem(row)
         if problem is None and "\\ud" in line.lower() and not _is_unicode(row):
             problem = ("text that is not Unicode", "has half of a surrogate pair, which is no character")
         if problem:
-            problems.append(Problem(f"{manifest.name}:{number}", one_line(f"{place} {problem[1]}"), problem[0]))
+            kind, what = problem
+            problems.append(Problem(f"{manifest.name}:{number}", one_line(f"{manifest}:{number} {what}"), kind))
         else:
             yield _manifest_entry(manifest, row)
 
@@ -221,7 +219,9 @@ def _is_unicode(row: Any) -> bool:
     return True
 
 
-def _manifest_row_problem(row: dict[str, Any]) -> tuple[str, str] | None:
+def _manifest_row_problem(row: Any) -> tuple[str, str] | None:
+    if not isinstance(row, dict) or not isinstance(row.get("audio_filepath"), str):
+        return BROKEN_LINE, 'is not a manifest line: it must be a JSON object with "audio_filepath" and "text"'
     if not isinstance(row.get("text"), str):
         return "missing transcript", f'has no "text" for {row["audio_filepath"]}'
     for key, minimum in (("offset", 0.0), ("duration", math.ulp(0.0))):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -31,12 +32,32 @@ class Recordings(Mapping[str, np.ndarray]):
 
     def __init__(self, sources: Mapping[str, Source], kept: Mapping[str, np.ndarray]) -> None:
         self._sources, self._kept = dict(sources), dict(kept)
+        self._lost: set[str] = set()  # each is warned of once in each process
 
     def __getitem__(self, name: str) -> np.ndarray:
+        try:
+            return self._read(name)
+        except InputError as error:
+            return self._next_readable(name, error)
+
+    def _read(self, name: str) -> np.ndarray:
         if name in self._kept:
             return self._kept[name]
         path, channel = self._sources[name]
         return read_audio(path, channel=channel)
+
+    def _next_readable(self, name: str, error: InputError) -> np.ndarray:
+        """In place of a recording that could be read at the start of a run: one file must not end days of training."""
+        names = list(self)
+        place = names.index(name)
+        for other in (*names[place + 1 :], *names[:place]):
+            with contextlib.suppress(InputError):
+                samples = self._read(other)
+                if name not in self._lost:
+                    self._lost.add(name)
+                    warn(f"{error}; where it is drawn from now on, {other} is in its place.")
+                return samples
+        raise error
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._sources)

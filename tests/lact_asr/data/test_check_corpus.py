@@ -11,8 +11,9 @@ import soundfile
 
 from lact_asr.data import corpus_checks
 from lact_asr.data.check_corpus import main
-from lact_asr.data.corpora import list_corpus
+from lact_asr.data.corpora import list_corpus, load_corpus
 from lact_asr.data.corpus_checks import check_subsets
+from lact_asr.errors import InputError
 from lact_asr.processing_hybrid_asr import HybridASRProcessor
 from lact_asr.text import build_vocabulary
 
@@ -179,3 +180,17 @@ def test_bad_input_is_one_sentence(check, corpus, capsys, tmp_path):
     (tmp_path / "file").touch()
     assert check("--output_dir", tmp_path / "file" / "report")[0] == 2
     assert "report cannot be used" in capsys.readouterr().err
+
+
+def test_broken_manifest_lines_are_listed_with_all_else(tmp_path, check):
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    soundfile.write(folder / "a.wav", 0.1 * np.random.default_rng(0).standard_normal(32_000), 16_000)
+    good = json.dumps({"audio_filepath": "a.wav", "text": "ONE TWO THREE FOUR FIVE SIX"})
+    (folder / "m.jsonl").write_text(f'{good}\n{{"audio_filepath": "b.wav", "te\n["a.wav"]\n')
+    (folder / "n.jsonl").write_text(f"{good}\n")
+    exit_code, report = check("--dataset_type", "manifest", subset="m,n")
+    assert exit_code == 1
+    assert found(report, "error")["line that is not a manifest entry"] == ["m.jsonl:2", "m.jsonl:3"]
+    with pytest.raises(InputError, match=r"m\.jsonl:2 is not JSON"):
+        load_corpus(folder, "m", "manifest")

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from lact_asr.data.reverberation import reverberate
 
@@ -37,3 +38,15 @@ def test_words_stay_where_they_are(speech, length, sign):
 
 def test_silence_stays_silent():
     assert not reverberate(np.zeros(1_000, np.float32), np.ones(10, np.float32)).any()
+
+
+def test_the_number_of_threads_changes_nothing(speech):
+    response = np.random.default_rng(1).standard_normal(4_000).astype(np.float32)
+    threads, results = torch.get_num_threads(), []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            results.append(reverberate(np.tile(speech, 10), response))
+    finally:
+        torch.set_num_threads(threads)
+    np.testing.assert_array_equal(*results)
