@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     cutting = Cutting(arguments.segment_seconds, arguments.pause_seconds, arguments.voice_activity)
     ahead = arguments.decoding_processes
     recognise = PiecewiseRecogniser(recogniser.start, cutting, arguments.batch_size, ahead, recogniser.memory)
-    with _results_writer(path, arguments) as writer, decoding_pool(arguments, checkpoint) as pool:
+    with _results_writer(path, arguments, len(utterances)) as writer, decoding_pool(arguments, checkpoint) as pool:
         if pool is not None:
             recogniser.decoder = pool
         results = evaluate(
@@ -71,7 +71,9 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _results_writer(path: Path | None, arguments: argparse.Namespace) -> AbstractContextManager[ResultsWriter | None]:
+def _results_writer(
+    path: Path | None, arguments: argparse.Namespace, expected: int
+) -> AbstractContextManager[ResultsWriter | None]:
     """Of the results file, if there is one."""
     from lact_asr.inference.inference_setup import results_settings
     from lact_asr.inference.results.results_file import ResultsWriter
@@ -81,7 +83,9 @@ def _results_writer(path: Path | None, arguments: argparse.Namespace) -> Abstrac
     word_times = arguments.word_times or arguments.output_format not in (None, "jsonl")
     overwrite = arguments.overwrite or path == arguments.output  # a name that was not given is easily another run's
     settings = results_settings(arguments)
-    return ResultsWriter(path, settings, resume=arguments.resume, word_times=word_times, overwrite=overwrite)
+    return ResultsWriter(
+        path, settings, resume=arguments.resume, word_times=word_times, overwrite=overwrite, expected=expected
+    )
 
 
 def _read_now(utterance: Utterance) -> Utterance:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lact_asr.errors import InputError
 from lact_asr.inference.long_audio.voice_activity import ACTIVITY_FRAME_SAMPLES, VoiceActivity
 from lact_asr.sample_rate import SAMPLE_RATE_HZ
 
@@ -57,14 +58,25 @@ def cut_at_silence(
 
     Yields:
         The pieces in order, at least one second each unless the recording is shorter.
+
+    Raises:
+        InputError: of the blocks, after the pieces of all that came before it.
     """
-    cutter = _Cutter(longest_seconds, pause_seconds, voice_activity)
-    for block in blocks:
-        cutter.add(block)
+    cutter, damage = _Cutter(longest_seconds, pause_seconds, voice_activity), None
+    blocks = iter(blocks)
+    while damage is None:
+        try:
+            cutter.add(next(blocks))
+        except StopIteration:
+            break
+        except InputError as error:
+            damage = error
         while cutter.sees_enough:
             yield cutter.next_piece()
     while len(cutter.samples):
         yield cutter.next_piece()
+    if damage is not None:
+        raise damage
 
 
 class _Cutter:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import fields
@@ -107,6 +108,7 @@ class ResultsWriter:
         resume: bool = False,
         word_times: bool = False,
         overwrite: bool = True,
+        expected: int | None = None,
     ):
         """Name the file; nothing is written before the context is entered.
 
@@ -115,13 +117,15 @@ class ResultsWriter:
             settings: what decides the results (checkpoint, beam size, …), as JSON values.
             resume: keep what an earlier run wrote, after its torn last line, if any, is cut off; else the file is replaced.
             word_times: write each result's words with their times, too.
-            overwrite: replace the results of other settings, too; those of the same settings always are.
+            overwrite: replace the results of other settings, and of more utterances, too; others always are.
+            expected: how many utterances this run is of.
         """
         self.path = Path(path)
         self.settings = json.loads(json.dumps(dict(settings or {})))  # as it will read back
         self.resume = resume
         self.word_times = word_times
         self.overwrite = overwrite
+        self.expected = expected
         self.done: dict[str, UtteranceResult] = {}
         self._earlier_failures: list[UtteranceResult] = []
         self._file = None
@@ -151,9 +155,21 @@ class ResultsWriter:
         first_line = self._file.readline(_LONGEST_FIRST_LINE)
         if not _may_be_results(first_line):
             raise InputError(f"{self.path} is there already and is no results file: choose another name, or remove it")
-        if not self.overwrite and self._file.read(1):
+        rest = self._file.read()
+        if not self.overwrite and rest:
             self._refuse_other_settings(_parse_line(self.path, 1, first_line))
+            self._refuse_more_results(rest)
         return 0
+
+    def _refuse_more_results(self, content: bytes) -> None:
+        earlier = 0
+        with contextlib.suppress(InputError):  # damaged, and replaced as ever
+            earlier = len({result.id for result in _parse_lines(self.path, content)[0]})
+        if self.expected is not None and earlier > self.expected:
+            raise InputError(
+                f"{self.path} holds {earlier:,} results, and this run is of {self.expected:,}: "
+                "give --output another file, or --overwrite to replace them"
+            )
 
     def _refuse_other_settings(self, earlier: UtteranceResult | dict) -> None:
         if isinstance(earlier, dict) and earlier != self.settings:

@@ -29,6 +29,7 @@ The others are compared with the first, by the paired bootstrap over utterances.
 
 """
 
+SUMMARY_NAME = "summary.csv"
 _RUN_FLAGS = (
     "audio_file", "audio_dir", "data_dir", "subset", "dataset_type", "max_samples", "output", "output_format", "word_times",
     "resume", "overwrite", "batch_size", "decoding_processes",
@@ -70,6 +71,10 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     _check_distinct("group", (group.name for group in arguments.groups))
     if missing := [condition.name for condition in arguments.average if condition.name not in conditions]:
         raise InputError(f"--average names {missing[0]}, which is not one of --conditions.")
+    if not (arguments.resume or arguments.overwrite) and (arguments.output_dir / SUMMARY_NAME).exists():
+        raise InputError(
+            f"{arguments.output_dir} holds a report already: --resume goes on with it, --overwrite replaces it; or choose another --output_dir."
+        )
     if arguments.baseline is None:
         arguments.baseline = systems[0]
     if arguments.baseline not in systems:
@@ -157,5 +162,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="of corruptions and bootstrap (default: %(default)s)")
     parser.add_argument(
         "--resume", action="store_true", help="keep what an interrupted run wrote to --output_dir and go on"
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace the report that --output_dir holds, and its results"
     )
     return parser

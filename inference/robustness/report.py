@@ -19,6 +19,7 @@ from lact_asr.atomic_files import write_json, write_text
 from lact_asr.checkout import git_commit, installed_version
 from lact_asr.errors import InputError
 from lact_asr.inference.results.summary import markdown_table
+from lact_asr.inference.robustness.arguments import SUMMARY_NAME
 from lact_asr.inference.robustness.bootstrap import RESAMPLES
 from lact_asr.inference.robustness.plot import plot_error_rates
 
@@ -67,7 +68,7 @@ def write_summary(rows: Sequence[dict], settings: Mapping, output_dir: Path) -> 
     """
     try:
         write_json(output_dir / "summary.json", {"settings": settings, "rows": rows})
-        write_text(output_dir / "summary.csv", _csv(rows))
+        write_text(output_dir / SUMMARY_NAME, _csv(rows))
         write_text(output_dir / "report.html", _html(rows, settings))
     except OSError as error:
         raise InputError(f"{error.filename} cannot be written: {error.strerror}.") from None

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from lact_asr.atomic_files import write_json
 from lact_asr.checkpoint import load_checkpoint
 from lact_asr.devices import choose_device
+from lact_asr.inference.arguments import ignored_flags
 from lact_asr.inference.evaluation import Utterance, evaluate
 from lact_asr.inference.inference_setup import fill_in_defaults, make_recogniser, results_settings
 from lact_asr.inference.recogniser import Recogniser
@@ -42,7 +43,10 @@ def set_up(system: System) -> tuple[Recogniser, argparse.Namespace]:
 def check(system: System) -> list[str]:
     """Set a system up and let it go; raises as `set_up`, and returns what its user should know of it."""
     recogniser, _ = set_up(system)
-    return describe_default_loss(system.arguments, recogniser.model.config)
+    notes = describe_default_loss(system.arguments, recogniser.model.config)
+    if ignored := ignored_flags(system.arguments):
+        notes.append(f"Without --use_ttt nothing is adapted; without effect: {', '.join(ignored)}.")
+    return notes
 
 
 def run_system(

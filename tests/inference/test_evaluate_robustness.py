@@ -186,8 +186,7 @@ def test_a_run_that_was_cut_goes_on_to_the_same_files(evaluate, whole, monkeypat
         write(writer, result)
 
     monkeypatch.setattr(ResultsWriter, "write", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        evaluate(*AVERAGE)
+    assert evaluate(*AVERAGE).code == 130
     torn = tmp_path / "out" / "corruptions" / "clean.jsonl"
     torn.write_bytes(torn.read_bytes() + b'{"utterance": "7-')
 
@@ -211,6 +210,24 @@ def test_a_run_that_was_cut_goes_on_to_the_same_files(evaluate, whole, monkeypat
 def test_results_do_not_depend_on_batches_or_the_order_of_systems(evaluate, whole, systems):
     other = evaluate("--batch_size", 1, "--baseline", "plain", *AVERAGE, systems=systems[2:] + systems[:2])
     assert timeless(other.folder) == timeless(whole.folder)
+
+
+def test_a_report_is_not_replaced_unasked(evaluate):
+    run = evaluate(conditions=["clean", "telephone"])
+    before = timeless(run.folder)
+    again = evaluate(conditions=["clean"])
+    assert again.code == EXIT_BAD_INPUT
+    assert "out holds a report already: --resume goes on with it, --overwrite replaces it" in again.err
+    assert timeless(run.folder) == before
+    assert evaluate("--overwrite", conditions=["clean"]).code == 0
+    assert timeless(run.folder) != before
+
+
+def test_a_system_whose_step_was_forgotten_is_told_so(evaluate, saved_checkpoint):
+    system = ["--system", f"mine: --checkpoint {saved_checkpoint} --greedy --ttt_loss_type entropy --ttt_steps 4"]
+    result = evaluate(systems=system, conditions=["clean"])
+    assert result.code == 0, result.err
+    assert "mine: Without --use_ttt nothing is adapted; without effect: --ttt_" in result.err
 
 
 def test_resuming_with_another_seed_is_refused(evaluate):

@@ -47,6 +47,19 @@ def test_pieces_joined_are_the_recording_whatever_the_blocks():
         ]
 
 
+def test_what_came_before_damage_is_given_away_first():
+    recording = np.concatenate([speech(3.0), background(1.0), speech(4.0, 1)])
+    taken = []
+
+    def damaged():
+        yield recording
+        raise InputError("a.flac is damaged.")
+
+    with pytest.raises(InputError, match="damaged"):
+        taken.extend(cut_at_silence(damaged(), 30.0, 0.5, EnergyActivity()))
+    np.testing.assert_array_equal(np.concatenate([piece.samples for piece in taken]), recording)
+
+
 @pytest.mark.parametrize("noise_db", [None, 15])
 def test_every_pause_ends_a_piece_in_its_middle(noise_db):
     pauses = (0.7, 1.5, 0.6, 3.0)

@@ -192,3 +192,16 @@ def test_what_a_killed_run_left_is_replaced(tmp_path, content):
     path.write_bytes(content)
     write(path, [GOOD])
     assert read_results(path) == [GOOD]
+
+
+def test_a_try_of_a_few_utterances_does_not_replace_a_whole_run(tmp_path):
+    path, options = tmp_path / "results.jsonl", {"settings": {"beam_size": 1}, "overwrite": False}
+    write(path, [GOOD, FAILED, OTHER], **options)
+    with pytest.raises(InputError, match="holds 3 results, and this run is of 2: give --output another file"):
+        write(path, [GOOD], expected=2, **options)
+    write(path, [GOOD, FAILED, OTHER, replace(GOOD, id="c")], expected=3, **options)  # one is tried again
+    write(path, [OTHER], expected=3, **options)
+    assert read_results(path) == [OTHER]
+    write(path, [GOOD, OTHER], **options)
+    write(path, [GOOD], settings={"beam_size": 1}, expected=1, overwrite=True)
+    assert read_results(path) == [GOOD]

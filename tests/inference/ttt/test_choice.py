@@ -55,6 +55,8 @@ def test_the_language_model_has_a_say():
 def test_the_same_text_is_kept():
     log_probs = emission((1, 0.8), (2, 0.7)), emission((1, 0.9), (2, 0.4))
     assert adapted_is_likelier(BEFORE, BEFORE, log_probs, ([1, 2], [1, 2]), 0)
+    a_rounding_less = Transcript("a", -1.0 - 1e-6, -1.0)  # as another batch gives it
+    assert adapted_is_likelier(BEFORE, a_rounding_less, log_probs, ([1, 2], [1, 2]), 0)
 
 
 def test_text_that_does_not_fit_into_the_frames_is_not_kept():
