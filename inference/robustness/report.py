@@ -129,7 +129,7 @@ def _headline(rows: Sequence[dict]) -> Table:
     return [
         ["WER %", *systems],
         *(
-            [condition, *(_rate_with_interval(found[condition, system]) for system in systems)]
+            [condition, *(_rate_with_star(found[condition, system]) for system in systems)]
             for condition in _distinct(rows, "condition")
         ),
     ]
@@ -140,9 +140,15 @@ def _details(rows: Sequence[dict]) -> Table:
     return [list(_COLUMNS), *([cell(row) for cell in _COLUMNS.values()] for row in rows)]
 
 
-def _rate_with_interval(row: Mapping) -> str:
-    star = row["difference_low"] is not None and not row["difference_low"] <= 0 <= row["difference_high"]
-    return _with_interval(row, "wer", ".1f") + " *" * star
+def _rate_with_star(row: Mapping) -> str:
+    return _with_interval(row, "wer", ".1f") + _star(row)
+
+
+def _star(row: Mapping) -> str:
+    """Where the interval of the difference leaves out 0."""
+    return (
+        " *" if row["difference_low"] is not None and not row["difference_low"] <= 0 <= row["difference_high"] else ""
+    )
 
 
 def _with_interval(row: Mapping, key: str, form: str) -> str:
@@ -169,8 +175,8 @@ def _megabytes(size: int | None) -> str:
 _COLUMNS: dict[str, Callable[[Mapping], str]] = {
     "system": lambda row: row["system"],
     "words": lambda row: f"{row['words']:,}",
-    "WER %": _rate_with_interval,
-    "difference": lambda row: _with_interval(row, "difference", "+.1f"),
+    "WER %": lambda row: _with_interval(row, "wer", ".1f"),
+    "difference": lambda row: _with_interval(row, "difference", "+.1f") + _star(row),
     "relative %": lambda row: _with_interval(row, "relative_difference", "+.1f"),
     "CER %": lambda row: _percent(row["cer"]),
     "sub.": lambda row: f"{row['substitutions']:,}",
