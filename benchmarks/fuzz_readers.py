@@ -18,7 +18,7 @@ from lact_asr.audio import MIN_SAMPLES, TarMember, read_audio, read_audio_header
 from lact_asr.checkpoint import load_checkpoint
 from lact_asr.data.corpora import load_corpus
 from lact_asr.errors import InputError
-from lact_asr.inference.evaluation import Hypotheses, evaluate
+from lact_asr.inference.evaluation import Recognition, evaluate
 from lact_asr.inference.results.results_file import ResultsWriter, read_results
 from lact_asr.inference.results.summary import format_table, summarise
 from lact_asr.inference.utterances import corpus_utterances
@@ -115,10 +115,10 @@ def _read_corpus(data_dir: Path, subset: str, dataset_type: str, results: Path) 
     return [problem.sentence for problem in corpus.problems] + [result.message for result in done if result.failed]
 
 
-def _answer(recordings: Sequence[np.ndarray], speakers: Sequence[str | None]) -> list[Hypotheses]:
+def _answer(recordings: Sequence[np.ndarray], speakers: Sequence[str | None]) -> list[Recognition]:
     for samples in recordings:
         _check_samples(samples)
-    return [Hypotheses("A CAT")] * len(recordings)
+    return [Recognition("A CAT")] * len(recordings)
 
 
 def _read_manifest(path: Path, folder: Path) -> list[str]:

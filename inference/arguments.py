@@ -237,7 +237,7 @@ def _add_ttt(group: argparse._ArgumentGroup) -> None:
         "--ttt_constant_updates",
         action=argparse.BooleanOptionalAction,
         default=None,
-        help="leave out of the gradient what each frame does to the fast weights that others are read with: a step costs less "
+        help="let no gradient flow through the fast weights' updates (a first-order approximation): a step costs less "
         "(default: yes for the loss entropy on its own parameters, unless the model was meta-trained)",
     )
     group.add_argument(

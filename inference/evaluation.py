@@ -34,7 +34,7 @@ class Utterance:
 
 
 @dataclass(frozen=True)
-class Hypotheses:
+class Recognition:
     """What a recogniser answers: the text, with test-time training also the text before it, and why the text was not adapted.
 
     `words` are those of `text`, with their times; `alternatives` are the next best texts, if wanted.
@@ -47,7 +47,7 @@ class Hypotheses:
     alternatives: tuple[str, ...] = ()
 
 
-Answer = Hypotheses | InputError
+Answer = Recognition | InputError
 Recognise = Callable[[Sequence[np.ndarray], Sequence[str | None]], Sequence[Answer | Callable[[], Answer]]]
 
 

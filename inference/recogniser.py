@@ -14,7 +14,7 @@ from lact_asr.checkpoint import LoadedCheckpoint
 from lact_asr.errors import InputError
 from lact_asr.inference.alignment.word_times import Word, words_in_seconds
 from lact_asr.inference.decoding import Decoder, DecodingPool, Transcript
-from lact_asr.inference.evaluation import Hypotheses
+from lact_asr.inference.evaluation import Recognition
 from lact_asr.inference.long_audio.fast_weight_memory import FastWeightMemory
 from lact_asr.inference.ttt.choice import adapted_is_likelier
 from lact_asr.inference.ttt.objectives import all_finite
@@ -69,7 +69,7 @@ class Recogniser:
 
     def __call__(
         self, recordings: Sequence[np.ndarray], speakers: Sequence[str | None] | None = None
-    ) -> list[Hypotheses | InputError]:
+    ) -> list[Recognition | InputError]:
         """Transcribe recordings at once; each gets what it gets alone, or after those before it where TTT is carried on.
 
         Args:
@@ -83,7 +83,7 @@ class Recogniser:
 
     def start(
         self, recordings: Sequence[np.ndarray], speakers: Sequence[str | None] | None = None
-    ) -> list[Callable[[], Hypotheses | InputError]]:
+    ) -> list[Callable[[], Recognition | InputError]]:
         """Run the model on recordings, and begin to decode where the decoder is a `DecodingPool`.
 
         Returns:
@@ -109,26 +109,26 @@ class Recogniser:
         return input_values, None if mask.all() else mask.long()
 
     @torch.no_grad()
-    def _next_piece(self, samples: np.ndarray) -> Callable[[], Hypotheses | InputError]:
+    def _next_piece(self, samples: np.ndarray) -> Callable[[], Recognition | InputError]:
         """The answer for one piece of a recording, with the fast weights that those before it left."""
         output = self.model(self._input_values(samples), fast_weights=self.memory.states)
         self.memory.remember(output.fast_weights)
         return self._answer(output.logits[0])
 
-    def _answer(self, logits: torch.Tensor) -> Callable[[], Hypotheses | InputError]:
+    def _answer(self, logits: torch.Tensor) -> Callable[[], Recognition | InputError]:
         if not all_finite(logits):
             return _not_finite
         transcript = self._decode(logits)
         return lambda: self._hypotheses(transcript())
 
-    def _adapted_answer(self, outcome: TTTOutcome) -> Callable[[], Hypotheses | InputError]:
+    def _adapted_answer(self, outcome: TTTOutcome) -> Callable[[], Recognition | InputError]:
         if not all_finite(outcome.logits_before):
             return _not_finite
         before = self._decode(outcome.logits_before)
         after = self._decode(outcome.logits) if outcome.adapted else None
         return lambda: self._choose(outcome, before(), after and after())
 
-    def _choose(self, outcome: TTTOutcome, before: Transcript, after: Transcript | None) -> Hypotheses:
+    def _choose(self, outcome: TTTOutcome, before: Transcript, after: Transcript | None) -> Recognition:
         if after is not None and self.keep == "likelier" and not self._is_likelier(before, after, outcome):
             outcome.refuse("the transcript without TTT is likelier")
         if not outcome.adapted:
@@ -138,9 +138,9 @@ class Recogniser:
 
     def _hypotheses(
         self, transcript: Transcript, without_ttt: str | None = None, refusal: str | None = None
-    ) -> Hypotheses:
+    ) -> Recognition:
         alternatives = tuple(other.text for other in transcript.alternatives)
-        return Hypotheses(transcript.text, without_ttt, refusal, self._words(transcript), alternatives)
+        return Recognition(transcript.text, without_ttt, refusal, self._words(transcript), alternatives)
 
     def _words(self, transcript: Transcript) -> tuple[Word, ...]:
         return words_in_seconds(transcript.words, self.model.front_end)

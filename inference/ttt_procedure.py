@@ -12,7 +12,7 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from lact_asr.inference.alignment.ctc_paths import spelled_labels
+from lact_asr.inference.alignment.ctc_paths import collapse_path
 from lact_asr.inference.ttt.copies import Copies, lent, parameter_copies, takes_copies_of_rows
 from lact_asr.inference.ttt.frozen_layers import layers_below, remembered
 from lact_asr.inference.ttt.objectives import all_finite
@@ -220,7 +220,7 @@ class TestTimeTrainer:
         for row, length, outcome in zip(input_values, row_lengths(input_values, attention_mask), outcomes, strict=True):
             outcome.refuse(refusal_before(row[:length], outcome.logits, self.settings, self.blank_id))
         teacher = output.hidden_states[-1].detach() if self._needs_teacher else None
-        anchor_labels = [[spelled_labels(logits.argmax(-1), self.blank_id)] for logits in unadapted]
+        anchor_labels = [[collapse_path(logits.argmax(-1), self.blank_id)] for logits in unadapted]
         return Rows(input_values, attention_mask, lengths, teacher, anchor_labels), outcomes, output.logits
 
     @torch.no_grad()

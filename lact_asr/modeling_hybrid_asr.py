@@ -14,6 +14,7 @@ from transformers.utils import ModelOutput
 
 from lact_asr.attention import BlockWindows, allowed_pairs
 from lact_asr.configuration_hybrid_asr import HybridASRConfig
+from lact_asr.evaluation_mode import evaluation_mode
 from lact_asr.fast_weight_state import FastWeightState
 from lact_asr.lact_layer import FastWeightGate, InitialFastWeights, LaCTLayer
 from lact_asr.masked_prediction import MaskedPredictionHead
@@ -229,10 +230,8 @@ class HybridASRForCTC(HybridASRPreTrainedModel):
     @torch.no_grad()
     def _teach(self, features: Tensor, frame_mask: Tensor) -> Tensor:
         """The unmasked pass, as the model itself would say it: no dropout, every layer, no gradient."""
-        was_training = self.training
-        self.eval()
-        teacher, _, _ = self._run_blocks(features, frame_mask)
-        self.train(was_training)
+        with evaluation_mode(self):
+            teacher, _, _ = self._run_blocks(features, frame_mask)
         return teacher
 
     def _add_losses(
@@ -262,11 +261,10 @@ class HybridASRForCTC(HybridASRPreTrainedModel):
             raise ValueError(f"Label {int(labels.max())} is outside the vocabulary of {self.config.ctc_vocab_size}.")
         real = labels >= 0
         log_probs = functional.log_softmax(logits.float(), dim=-1).transpose(0, 1)
-        with torch.backends.cudnn.flags(enabled=False):  # cuDNN's CTC is not deterministic
-            return functional.ctc_loss(
-                log_probs, labels.masked_fill(~real, 0), lengths, real.sum(-1), blank=self.config.ctc_blank_id,
-                reduction="mean", zero_infinity=self.config.ctc_zero_infinity,
-            )  # fmt: skip
+        return functional.ctc_loss(
+            log_probs, labels.masked_fill(~real, 0), lengths, real.sum(-1), blank=self.config.ctc_blank_id,
+            reduction="mean", zero_infinity=self.config.ctc_zero_infinity,
+        )  # fmt: skip
 
     def _run_blocks(
         self,

@@ -8,7 +8,6 @@ import re
 import sys
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import TypeVar
 
 from lact_asr.audio import MIN_SAMPLES
 from lact_asr.command_line import program_name
@@ -36,7 +35,6 @@ from lact_asr.ttt_names import (
 )
 
 NOISE_COLOURS = ("white", "pink", "brown")
-Number = TypeVar("Number", int, float)
 _NEGATIVE_NUMBERS = re.compile(r"-[.\d]")
 
 DESCRIPTION = """Train a hybrid LaCT + Wav2Vec2 model with CTC.

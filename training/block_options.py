@@ -28,7 +28,7 @@ def compile_in_place(modules: Iterable[nn.Module], backend: str = "inductor") ->
 
     Args:
         modules: compiled where they are.
-        backend: of `torch.compile`; "aot_eager" traces and differentiates without generating code, which is all but quick on CPUs.
+        backend: of `torch.compile`; "aot_eager" traces and differentiates without generating code, which is slow on CPUs.
     """
     # DDP's own cutting of graphs into buckets would cut each block in three; blocks overlap with its sums as they are.
     torch._dynamo.config.optimize_ddp = False

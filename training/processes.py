@@ -29,13 +29,13 @@ _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 _WHOLE_WITH_GAPS = StateDictOptions(full_state_dict=True, cpu_offload=True, strict=False)
 
 
-def group_of_hosts(accelerator: Accelerator) -> torch.distributed.ProcessGroup | None:
-    """Through which processes talk past their GPUs and what these still have to do; None for a single process."""
+def cpu_process_group(accelerator: Accelerator) -> torch.distributed.ProcessGroup | None:
+    """A gloo group for numbers on the CPU, so that asking does not wait for queued work of a GPU; None for a single process."""
     return torch.distributed.new_group(backend="gloo", timeout=PATIENCE) if accelerator.num_processes > 1 else None
 
 
 def largest(number: int, group: torch.distributed.ProcessGroup | None) -> int:
-    """Of each process's number, with a `group_of_hosts`; every process must take part."""
+    """Of each process's number, with a `cpu_process_group`; every process must take part."""
     if group is None:
         return number
     numbers = torch.tensor([number])

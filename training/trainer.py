@@ -32,7 +32,7 @@ from lact_asr.training.curves import draw_curves
 from lact_asr.training.left_out import add_left_out
 from lact_asr.training.optimization import make_optimizer, make_scheduler, parameter_groups
 from lact_asr.training.processes import (
-    group_of_hosts,
+    cpu_process_group,
     largest,
     load_states,
     mean_over_processes,
@@ -93,7 +93,7 @@ class Trainer:
         self.progress = Progress(
             data_digest=training_batches.plan.digest, accumulated_batches=arguments.gradient_accumulation_steps
         )
-        self._hosts = group_of_hosts(accelerator)
+        self._cpu_group = cpu_process_group(accelerator)
         # Numbers of a batch each, losses on the device: of the steps since the last line of the log, and of the one under way.
         self._recent: list[dict[str, float | torch.Tensor]] = []
         self._step_batches: list[dict[str, float | torch.Tensor]] = []
@@ -172,7 +172,7 @@ class Trainer:
 
     def _all_stop(self, stop: StopRequest) -> bool:
         """Whether any process was asked to stop: all must leave at the same step, or the others wait for it for ever."""
-        agreed = largest(stop.signal_number or 0, self._hosts)
+        agreed = largest(stop.signal_number or 0, self._cpu_group)
         if agreed:  # else it stays: a signal may have arrived while the processes were asking each other
             stop.signal_number = agreed
         return agreed > 0

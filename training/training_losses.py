@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lact_asr.inference.ttt.copies import Copies, evaluation_mode
+from lact_asr.evaluation_mode import evaluation_mode
+from lact_asr.inference.ttt.copies import Copies
 from lact_asr.inference.ttt.settings import Adaptation, TTTSettings
 from lact_asr.inference.ttt.step import Rows, StepView, draw_row_masks
 from lact_asr.modeling_hybrid_asr import HybridASRForCTC, HybridASROutput
@@ -55,8 +56,8 @@ class TrainingLosses(nn.Module):
       L(θ′) is at a learned temperature.
       MAML (Finn et al., arXiv 1703.03400) with learned rates (Meta-SGD, arXiv 1707.09835) and a self-supervised inner loss.
 
-    Several processes wait for a gradient of every parameter that any output depends on. Of the states of fast weights
-    that the model returns, the last ones may depend on parameters that no loss depends on.
+    Only losses are returned: DDP expects a gradient of every parameter that an output depends on, and the final states of
+    the fast weights depend on parameters that no loss reaches.
 
     Args:
         model: trained in place.

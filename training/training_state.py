@@ -30,7 +30,7 @@ class Progress:
         accumulated_batches: of each process, one step's; None in states of before they were noted.
         epochs_differ: in their steps, as processes, data, batches or accumulation have changed during the run.
         best_wer, best_cer: of the best validation so far; None before the first.
-        best_utterances: what it was of.
+        best_utterances: how many the best validation was of.
         validated_step: after which the last validation was; None before the first.
         skipped_steps: steps left out because the loss or a gradient was not finite.
         skipped_in_a_row: of these, the last ones without another step between them.
@@ -73,7 +73,7 @@ def save_training_state(
     path: Path, *, model: dict, optimizer: dict, scheduler: dict, scaler: dict | None, random: list[dict],
     recent: list[list[dict[str, float]]], progress: Progress, vocabulary: dict[str, int],
 ) -> None:  # fmt: skip
-    """Write the state atomically: state dictionaries, and of each process the `random_state` and what the next line of the log is of.
+    """Write the state atomically: state dictionaries, and of each process the `random_state` and the numbers of batches that are not logged yet.
 
     Raises:
         OSError: it cannot be written.

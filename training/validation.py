@@ -9,6 +9,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
+from lact_asr.evaluation_mode import evaluation_mode
 from lact_asr.inference.decoding import GreedyDecoder
 from lact_asr.inference.ttt_procedure import TestTimeTrainer
 from lact_asr.metrics import corpus_character_errors, corpus_word_errors
@@ -18,20 +19,18 @@ from lact_asr.training.stop_request import Stopped, StopRequest
 
 @dataclass(frozen=True)
 class ValidationResult:
-    """Rates as fractions, the mean CTC loss, and the first few transcripts to look at.
+    """Rates as fractions, and the mean CTC loss.
 
     Attributes:
         wer, cer: of all utterances that could be read; 0 where there are none.
         loss: CTC loss, mean over utterances.
         utterances: how many these are.
-        examples: (reference, hypothesis).
     """
 
     wer: float
     cer: float
     loss: float
     utterances: int
-    examples: list[tuple[str, str]]
 
 
 @torch.no_grad()
@@ -39,7 +38,7 @@ def validate(
     model: HybridASRForCTC, batches: Iterable[dict], vocabulary: dict[str, int], device: torch.device,
     show_progress: bool = True, use_ttt: bool = False, stop: StopRequest | None = None,
 ) -> ValidationResult:  # fmt: skip
-    """Transcribe every batch greedily and compare with its texts; the model's mode is put back afterwards.
+    """Transcribe every batch greedily and compare with its texts; all modules' modes are put back afterwards.
 
     Args:
         model: in any mode.
@@ -55,31 +54,27 @@ def validate(
     """
     decoder = GreedyDecoder(vocabulary, model.config.ctc_blank_id)
     references, hypotheses, losses = [], [], []
-    was_training = model.training
-    model.eval()
     trainer = TestTimeTrainer(model) if use_ttt else None
     title = "validating with TTT" if use_ttt else "validating"
-    for batch in tqdm(batches, title, leave=False, disable=not show_progress):
-        if stop:
-            model.train(was_training)
-            raise Stopped
-        inputs, mask = batch["input_values"].to(device), batch["attention_mask"].to(device)
-        if trainer is None:
-            logits = model(inputs, attention_mask=mask).logits
-        else:
-            outcomes = trainer.adapt_batch(inputs, mask)
-            logits = pad_sequence([outcome.logits for outcome in outcomes], batch_first=True)
-        lengths = model.frame_lengths(mask.sum(-1))
-        losses += [model.ctc_loss(logits, lengths, batch["labels"].to(device)).item()] * len(batch["texts"])
-        log_probs = logits.float().log_softmax(-1).cpu()
-        transcripts = decoder.decode_batch(log_probs, lengths.cpu())
-        hypotheses += [transcript.text for transcript in transcripts]
-        references += batch["texts"]
-    model.train(was_training)
+    with evaluation_mode(model):
+        for batch in tqdm(batches, title, leave=False, disable=not show_progress):
+            if stop:
+                raise Stopped
+            inputs, mask = batch["input_values"].to(device), batch["attention_mask"].to(device)
+            if trainer is None:
+                logits = model(inputs, attention_mask=mask).logits
+            else:
+                outcomes = trainer.adapt_batch(inputs, mask)
+                logits = pad_sequence([outcome.logits for outcome in outcomes], batch_first=True)
+            lengths = model.frame_lengths(mask.sum(-1))
+            losses += [model.ctc_loss(logits, lengths, batch["labels"].to(device)).item()] * len(batch["texts"])
+            log_probs = logits.float().log_softmax(-1).cpu()
+            transcripts = decoder.decode_batch(log_probs, lengths.cpu())
+            hypotheses += [transcript.text for transcript in transcripts]
+            references += batch["texts"]
     return ValidationResult(
         wer=corpus_word_errors(references, hypotheses).rate,
         cer=corpus_character_errors(references, hypotheses).rate,
         loss=sum(losses) / max(1, len(losses)),
         utterances=len(references),
-        examples=list(zip(references, hypotheses, strict=True))[:5],
     )

@@ -7,7 +7,7 @@ from rapidfuzz.distance import Levenshtein
 from torch import Tensor
 from torch.nn import functional
 
-from lact_asr.inference.alignment.ctc_paths import spelled_labels
+from lact_asr.inference.alignment.ctc_paths import collapse_path
 
 HYPOTHESES = 8  # an utterance: the greedy one, and draws
 
@@ -47,7 +47,7 @@ def _hypotheses(log_probs: Tensor, blank_id: int) -> list[tuple[int, ...]]:
     """Different transcripts, as labels, of [T, V]; the first is the greedy one."""
     drawn = torch.multinomial(log_probs.exp(), HYPOTHESES - 1, replacement=True)
     paths = torch.cat([log_probs.argmax(-1)[:, None], drawn], dim=1).T.cpu()
-    return list(dict.fromkeys(tuple(spelled_labels(path, blank_id).tolist()) for path in paths))
+    return list(dict.fromkeys(tuple(collapse_path(path, blank_id).tolist()) for path in paths))
 
 
 def _log_likelihoods(log_probs: Tensor, hypotheses: list[tuple[int, ...]], blank_id: int) -> Tensor:

@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 FindPath = Callable[[Tensor], Tensor]
 
 
-def spelled_labels(path: Tensor, blank_id: int) -> Tensor:
+def collapse_path(path: Tensor, blank_id: int) -> Tensor:
     """Repeats merged, blanks dropped: [T] int64 -> [L] int64."""
     merged = torch.unique_consecutive(path)
     return merged[merged != blank_id]
 
 
-def best_path(log_probs: Tensor, labels: Tensor, blank_id: int) -> Tensor:
+def viterbi_alignment(log_probs: Tensor, labels: Tensor, blank_id: int) -> Tensor:
     """The most likely path that spells the labels (Viterbi alignment, Graves et al. 2006, with maxima for sums).
 
     Args:
@@ -71,6 +71,6 @@ def decoder_path(decoder: Decoder, vocabulary: Mapping[str, int], blank_id: int)
         log_probs = logits.detach().float().log_softmax(-1)
         text = decoder.decode(log_probs).text
         labels = torch.tensor([ids[character] for character in text if character in ids], dtype=torch.long)
-        return best_path(log_probs, labels[labels != blank_id], blank_id).to(logits.device)
+        return viterbi_alignment(log_probs, labels[labels != blank_id], blank_id).to(logits.device)
 
     return find

@@ -1,6 +1,6 @@
 """When each word and character of a known transcript was said: CTC forced alignment.
 
-The most likely CTC path that spells the transcript says which frames each character takes (`lact_asr.inference.alignment.ctc_paths.best_path`).
+The most likely CTC path that spells the transcript says which frames each character takes (`lact_asr.inference.alignment.ctc_paths.viterbi_alignment`).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from lact_asr.errors import InputError
-from lact_asr.inference.alignment.ctc_paths import best_path
+from lact_asr.inference.alignment.ctc_paths import viterbi_alignment
 from lact_asr.inference.alignment.word_times import TimedTranscript, words_in_seconds
 from lact_asr.inference.decoding import CTCAlphabet, LogProbs, TimedWord
 from lact_asr.inference.decoding.confidence import with_confidence
@@ -42,7 +42,7 @@ def align_text(
     try:
         frames = alphabet.prepare(log_probs, None)
         labels = torch.tensor(alphabet.spell(text))
-        spans = character_spans(best_path(torch.from_numpy(frames), labels, BLANK).tolist())
+        spans = character_spans(viterbi_alignment(torch.from_numpy(frames), labels, BLANK).tolist())
     except ValueError as error:
         raise InputError(f"the transcript cannot be aligned: {error}") from None
     spelled = [(alphabet.labels[label], *span) for label, span in zip(labels.tolist(), spans, strict=True)]

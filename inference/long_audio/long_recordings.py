@@ -18,7 +18,7 @@ from tqdm import tqdm
 from lact_asr.audio import SAMPLE_RATE_HZ, audio_blocks, audio_duration_seconds, read_audio
 from lact_asr.data.corpora import cut_samples, read_cut
 from lact_asr.errors import InputError
-from lact_asr.inference.evaluation import Answer, Hypotheses, Recognise
+from lact_asr.inference.evaluation import Answer, Recognise, Recognition
 from lact_asr.inference.long_audio.fast_weight_memory import FastWeightMemory
 from lact_asr.inference.long_audio.silence_cutting import Piece, cut_at_silence
 from lact_asr.inference.long_audio.voice_activity import make_voice_activity
@@ -191,7 +191,7 @@ def _joined(answers: Sequence[Answer]) -> Answer:
         return failed[0]
     with_ttt = answers[0].text_without_ttt is not None
     refusals = Counter(answer.ttt_refusal for answer in answers if answer.ttt_refusal)
-    return Hypotheses(
+    return Recognition(
         " ".join(filter(None, (answer.text for answer in answers))),
         " ".join(filter(None, (answer.text_without_ttt for answer in answers))) if with_ttt else None,
         "; ".join(f"{count} of {len(answers)} pieces: {reason}" for reason, count in refusals.items()) or None,

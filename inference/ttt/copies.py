@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lact_asr.evaluation_mode import evaluation_mode
 from lact_asr.lact_layer import FastWeightGate, InitialFastWeights
 from lact_asr.ttt_names import FEATURE_OFFSET
 from lact_asr.wav2vec2_encoder import FrontEndLayer
@@ -99,18 +100,6 @@ def lent(model: nn.Module) -> Iterator[None]:
         for parameter, requires_grad in flags.items():
             parameter.requires_grad_(requires_grad)
         torch.set_rng_state(random_state)
-
-
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Inside, no module is in training mode; afterwards each is in its own again."""
-    modes = {module: module.training for module in model.modules()}
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 def _copy(parameter: nn.Parameter, rows: int) -> Tensor:

@@ -44,7 +44,7 @@ def without_layers(parameters: dict[str, nn.Parameter], model: nn.Module, count:
 
 @contextmanager
 def remembered(layers: Iterable[nn.Module]) -> Iterator[None]:
-    """Inside, each layer answers the question that it was asked last without computing it again.
+    """Inside, each layer keeps its last output, and gives it again as long as its inputs are equal.
 
     Results stay as they are to the last bit, as long as nobody changes the layers' weights.
     """

@@ -155,7 +155,7 @@ def view_consistency(first: Tensor, second: Tensor) -> Tensor:
     return 0.5 * (towards + back).sum(-1).mean()
 
 
-def is_silent(logits: Tensor, blank_id: int) -> bool:
+def is_all_blank(logits: Tensor, blank_id: int) -> bool:
     """Whether the blank is the most likely class of every frame of [T, V]."""
     return bool((logits.argmax(-1) == blank_id).all())
 

@@ -76,7 +76,9 @@ class InnerOptimizer:
         return muon_update(ahead.reshape(-1, *ahead.shape[-2:])).view_as(ahead)
 
 
-def climb(copies: Mapping[str, Tensor], gradients: Mapping[str, Tensor], radius: float, rows: int) -> dict[str, Tensor]:
+def sam_ascent(
+    copies: Mapping[str, Tensor], gradients: Mapping[str, Tensor], radius: float, rows: int
+) -> dict[str, Tensor]:
     """W + ρ ∇ / ‖∇‖, the norm over all that adapts of a row: where sharpness-aware minimisation takes its gradient.
 
     Foret et al., arXiv 2010.01412.

@@ -25,8 +25,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from lact_asr.inference.alignment.ctc_paths import spelled_labels
-from lact_asr.inference.ttt.objectives import all_finite, finite_rows, is_silent, spoken_entropy
+from lact_asr.inference.alignment.ctc_paths import collapse_path
+from lact_asr.inference.ttt.objectives import all_finite, finite_rows, is_all_blank, spoken_entropy
 from lact_asr.inference.ttt.settings import TTTSettings
 
 SILENCE_RMS = 1e-3
@@ -51,7 +51,7 @@ def refusal_before(samples: Tensor, logits: Tensor, stages: Sequence[TTTSettings
         return "the recording is silent"
     if any(settings.loss.masks and len(logits) <= 2 * settings.mask_length for settings in stages):
         return "the utterance is too short to mask"
-    if is_silent(logits, blank_id):
+    if is_all_blank(logits, blank_id):
         return "no frame is anything but blank"
     limit = min(settings.entropy_limit for settings in stages)
     if limit < 1 and spoken_entropy(logits, blank_id) > limit * math.log(logits.shape[-1]):
@@ -92,7 +92,7 @@ def refusal_after(before: Tensor, adapted: Tensor, blank_id: int, text_ids: Tens
     """
     if not all_finite(adapted):
         return "the adapted output is not finite"
-    if is_silent(adapted, blank_id):
+    if is_all_blank(adapted, blank_id):
         return "the adapted output collapsed to blanks"
     if text_ids is not None and _spells(before, text_ids) and not _spells(adapted, text_ids):
         return "the adapted output spells nothing"
@@ -106,7 +106,7 @@ def _spells(logits: Tensor, text_ids: Tensor) -> bool:
 
 
 def _repeats_one_token(logits: Tensor, blank_id: int) -> bool:
-    labels = spelled_labels(logits.argmax(-1), blank_id)
+    labels = collapse_path(logits.argmax(-1), blank_id)
     if len(labels) < FEWEST_TOKENS:
         return False
     return bool(labels.bincount().max() > REPEATED_SHARE * len(labels))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from lact_asr.inference.alignment.ctc_paths import spelled_labels
+from lact_asr.inference.alignment.ctc_paths import collapse_path
 from lact_asr.inference.ttt.outcome import AdaptedState, TTTOutcome
 from lact_asr.inference.ttt.recipes import Recipe
 from lact_asr.inference.ttt.resets import LossShiftDetector, LowEntropy, LowEntropyDetector
@@ -89,7 +89,7 @@ class CarriedTrainer:
         leader_labels = None
         if self.recipe.leader_momentum is not None:
             leader_logits = self.trainer.logits(input_values, AdaptedState(carried.leader))
-            leader_labels = spelled_labels(leader_logits.argmax(-1), self.trainer.blank_id)
+            leader_labels = collapse_path(leader_logits.argmax(-1), self.trainer.blank_id)
         outcome = self.trainer.adapt(input_values, carried.state, leader_labels)
         if self._learn(carried, input_values, outcome):
             self.resets += 1

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lact_asr.errors import InputError
 from lact_asr.inference.ttt.copies import Copies
 from lact_asr.inference.ttt.objectives import finite_rows
-from lact_asr.inference.ttt.optimizers import InnerOptimizer, climb
+from lact_asr.inference.ttt.optimizers import InnerOptimizer, sam_ascent
 from lact_asr.inference.ttt.outcome import TTTOutcome
 from lact_asr.inference.ttt.settings import Adaptation, TTTSettings
 from lact_asr.inference.ttt.step import Guides, Rows, StepView, draw_row_masks
@@ -91,7 +91,7 @@ class GradientStage:
         """(losses, gradients) where the loss is highest nearby; the copies stay where they are."""
         here = {name: copies[name] for name in gradients}
         with torch.no_grad():
-            uphill = climb(here, gradients, self.settings.sharpness, len(rows.lengths))
+            uphill = sam_ascent(here, gradients, self.settings.sharpness, len(rows.lengths))
         copies.replace({name: tensor.requires_grad_() for name, tensor in uphill.items()})
         sharp = self.differentiate(rows, copies, generators, adapting)
         copies.replace(here)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from lact_asr.inference.alignment.ctc_paths import FindPath, spelled_labels
+from lact_asr.inference.alignment.ctc_paths import FindPath, collapse_path
 from lact_asr.inference.ttt.feature_objectives import (
     coherent_entropy,
     e_bats_objective,
@@ -130,7 +130,7 @@ class StepView:
         """The transcripts, [L] int64 each, that a row is to learn."""
         if self.rows.pseudo_labels:
             return self.rows.pseudo_labels[row]
-        return [spelled_labels(self.logits[row].argmax(-1), self.blank_id)]
+        return [collapse_path(self.logits[row].argmax(-1), self.blank_id)]
 
     def mask(self, number: int) -> Tensor:
         """One of this step's masks, [B, T] bool; number 0 is that of masked prediction."""

@@ -15,7 +15,7 @@ from rapidfuzz.distance import Levenshtein
 from lact_asr.audio import SAMPLE_RATE_HZ
 from lact_asr.errors import InputError
 from lact_asr.inference.alignment.word_times import Word
-from lact_asr.inference.evaluation import Hypotheses
+from lact_asr.inference.evaluation import Recognition
 from lact_asr.inference.recogniser import Recogniser
 
 
@@ -70,7 +70,7 @@ def compare(samples: np.ndarray, plain: Recogniser, adapted: Recogniser) -> Comp
     )
 
 
-def _transcribe(recogniser: Recogniser, samples: np.ndarray) -> tuple[Hypotheses, float]:
+def _transcribe(recogniser: Recogniser, samples: np.ndarray) -> tuple[Recognition, float]:
     started = time.perf_counter()
     (answer,) = recogniser([samples])
     if isinstance(answer, InputError):

@@ -1,4 +1,4 @@
-"""Newton-Schulz in PyTorch with a backward pass of its own, two thirds of autograd's: what the model runs on a CPU.
+"""Newton-Schulz in PyTorch with a backward pass of its own, two thirds of autograd's: what the torch backend runs.
 
 For a step Y = aX + PX with P = bA + cA² and A = XXᵀ autograd's backward pass multiplies six times. A and P are symmetric and
 only the symmetric part of their gradients acts, so that four products do: with S = ȲXᵀ + XȲᵀ,

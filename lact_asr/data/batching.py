@@ -57,7 +57,7 @@ def make_dataloader(
     """Build the loader of a training (``shuffle=True``) or evaluation set.
 
     Batches are dicts: `input_values` float32 [B, samples] (normalised per utterance, zero padded), `attention_mask`
-    int64 [B, samples] (1 = real), `labels` int64 [B, L] (-100 = padding), `ids` list[str], `texts` list[str]; with a
+    bool [B, samples] (true = real), `labels` int64 [B, L] (-100 = padding), `ids` list[str], `texts` list[str]; with a
     `clean_transform` also `clean_input_values`, normalised and padded as `input_values` are.
 
     Args:

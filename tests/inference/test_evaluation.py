@@ -6,7 +6,7 @@ import pytest
 from lact_asr.audio import SAMPLE_RATE_HZ
 from lact_asr.errors import InputError
 from lact_asr.inference.alignment.word_times import Word
-from lact_asr.inference.evaluation import Hypotheses, Utterance, evaluate
+from lact_asr.inference.evaluation import Recognition, Utterance, evaluate
 from lact_asr.inference.results.results_file import ResultsWriter, read_results
 
 
@@ -23,7 +23,7 @@ def utterances_and_recogniser():
         if len(samples) < 400:
             return InputError("shorter than one frame")
         text = "LONG" if len(samples) > SAMPLE_RATE_HZ else "SHORT"
-        return Hypotheses(text, "SHORT", words=(Word(text, 0.1, 0.4, 0.9),))
+        return Recognition(text, "SHORT", words=(Word(text, 0.1, 0.4, 0.9),))
 
     def recognise(recordings, speakers):
         return [answer(samples) for samples in recordings]
@@ -75,7 +75,7 @@ def test_batches_are_of_similar_durations_where_the_order_does_not_matter():
 
     def recognise(recordings, speakers):
         batches.append([len(samples) for samples in recordings])
-        return [Hypotheses(str(len(samples)), None) for samples in recordings]
+        return [Recognition(str(len(samples)), None) for samples in recordings]
 
     for in_order, expected in ((True, [[1, 3], [2, 3], [1]]), (False, [[3, 3], [2, 1], [1]])):
         batches.clear()

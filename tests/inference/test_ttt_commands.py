@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from lact_asr.checkpoint import load_checkpoint
-from lact_asr.inference.alignment.ctc_paths import spelled_labels
+from lact_asr.inference.alignment.ctc_paths import collapse_path
 from lact_asr.inference.arguments import parse_arguments
 from lact_asr.inference.decoding import make_decoder
 from lact_asr.inference.feature_statistics import main as write_statistics
@@ -117,5 +117,5 @@ def test_sgem_follows_the_beam_search_with_the_language_model(flags, language_mo
     )
     text = decoder.decode(log_probs).text
     assert text
-    labels = spelled_labels(recogniser.trainer.guides.find_path(log_probs), 0).tolist()
+    labels = collapse_path(recogniser.trainer.guides.find_path(log_probs), 0).tolist()
     assert labels == [vocabulary["|" if character == " " else character] for character in text]

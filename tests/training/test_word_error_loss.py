@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lact_asr.inference.alignment.ctc_paths import spelled_labels
+from lact_asr.inference.alignment.ctc_paths import collapse_path
 from lact_asr.metrics import count_word_errors
 from lact_asr.training import word_error_loss
 from lact_asr.training.word_error_loss import expected_word_errors
@@ -27,7 +27,7 @@ def by_enumeration(logits: Tensor, reference: str) -> Tensor:
     log_probs = logits.log_softmax(-1)
     likelihoods: dict[tuple[int, ...], Tensor] = {}
     for path in itertools.product(range(logits.shape[1]), repeat=len(logits)):
-        labels = tuple(spelled_labels(torch.tensor(path), BLANK).tolist())
+        labels = tuple(collapse_path(torch.tensor(path), BLANK).tolist())
         likelihood = torch.stack([log_probs[frame, label] for frame, label in enumerate(path)]).sum().exp()
         likelihoods[labels] = likelihoods.get(labels, 0.0) + likelihood
     return sum(value * count_word_errors(reference, spell(labels)).errors for labels, value in likelihoods.items())
@@ -68,7 +68,7 @@ def test_its_gradient_leads_to_fewer_errors():
         optimizer.zero_grad()
         expected_word_errors(logits, lengths, labels, BLANK, DELIMITER).backward()
         optimizer.step()
-    assert spell(tuple(spelled_labels(logits[0].argmax(-1), BLANK).tolist())) == "a b"
+    assert spell(tuple(collapse_path(logits[0].argmax(-1), BLANK).tolist())) == "a b"
 
 
 def test_no_words_no_errors():

@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from lact_asr.inference.alignment.ctc_paths import best_path, decoder_path, spelled_labels
+from lact_asr.inference.alignment.ctc_paths import collapse_path, decoder_path, viterbi_alignment
 from lact_asr.inference.decoding import GreedyDecoder
 
 BLANK = 0
@@ -17,7 +17,7 @@ BLANK = 0
     ("path", "labels"), [([], []), ([0, 0], []), ([1, 1, 0, 1, 2, 2, 0], [1, 1, 2]), ([3, 2, 3], [3, 2, 3])]
 )
 def test_repeats_are_merged_and_blanks_dropped(path, labels):
-    assert spelled_labels(torch.tensor(path, dtype=torch.long), BLANK).tolist() == labels
+    assert collapse_path(torch.tensor(path, dtype=torch.long), BLANK).tolist() == labels
 
 
 @pytest.mark.parametrize("labels", [[], [1], [1, 2], [1, 1], [2, 1, 2]])
@@ -26,16 +26,16 @@ def test_the_best_path_of_all_that_spell_the_labels(labels):
     scores = {
         path: sum(log_probs[frame, label].item() for frame, label in enumerate(path))
         for path in itertools.product(range(3), repeat=5)
-        if spelled_labels(torch.tensor(path), BLANK).tolist() == labels
+        if collapse_path(torch.tensor(path), BLANK).tolist() == labels
     }
     assert len(scores) > 1 or not labels
-    found = best_path(log_probs, torch.tensor(labels, dtype=torch.long), BLANK)
+    found = viterbi_alignment(log_probs, torch.tensor(labels, dtype=torch.long), BLANK)
     assert tuple(found.tolist()) == max(scores, key=scores.get)
 
 
 def test_labels_that_do_not_fit():
     with pytest.raises(ValueError, match="2 frames are too few to spell 2 labels"):
-        best_path(torch.zeros(2, 3), torch.tensor([1, 1]), BLANK)
+        viterbi_alignment(torch.zeros(2, 3), torch.tensor([1, 1]), BLANK)
 
 
 def test_the_path_of_a_decoders_transcript():

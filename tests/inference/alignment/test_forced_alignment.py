@@ -12,7 +12,7 @@ import torch
 from lact_asr.checkpoint import load_checkpoint
 from lact_asr.errors import InputError
 from lact_asr.inference.align import main
-from lact_asr.inference.alignment.ctc_paths import spelled_labels
+from lact_asr.inference.alignment.ctc_paths import collapse_path
 from lact_asr.inference.alignment.forced_alignment import align_recording, align_text
 from lact_asr.inference.decoding import CTCAlphabet, TimedWord, make_decoder
 from lact_asr.inference.recogniser import Recogniser
@@ -94,7 +94,7 @@ def test_what_was_recognised_is_aligned_where_it_was_recognised(recogniser, audi
         samples = audio.make(0.9, number)
         (recognised,) = recogniser([samples])
         greedy = torch.from_numpy(alphabet.prepare(recogniser.emission(samples), None).argmax(1))
-        if spelled_labels(greedy, 0).tolist() != alphabet.spell(recognised.text):
+        if collapse_path(greedy, 0).tolist() != alphabet.spell(recognised.text):
             continue  # word delimiters before the first word, behind the last, or doubled are not in the text
         aligned = align_recording("a", samples, recognised.text, recogniser, characters=True)
         assert aligned.words == recognised.words

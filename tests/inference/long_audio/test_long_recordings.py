@@ -15,7 +15,7 @@ import soundfile
 from lact_asr.audio import SAMPLE_RATE_HZ as RATE
 from lact_asr.errors import InputError
 from lact_asr.inference.alignment.word_times import Word
-from lact_asr.inference.evaluation import Hypotheses
+from lact_asr.inference.evaluation import Recognition
 from lact_asr.inference.long_audio.long_recordings import Cutting, LongRecording, PiecewiseRecogniser, read_or_defer
 
 TONES_HZ = 250.0 * np.arange(2, 22)
@@ -30,7 +30,7 @@ def spoken(words: str, gap_seconds: float = 0.08) -> np.ndarray:
     return np.concatenate(tones).astype(np.float32)
 
 
-def hear_tones(recordings, speakers=None) -> list[Hypotheses]:
+def hear_tones(recordings, speakers=None) -> list[Recognition]:
     """An exact recogniser of what `spoken` says: a word for each stretch of one tone, however short."""
     answers = []
     for samples in recordings:
@@ -44,7 +44,7 @@ def hear_tones(recordings, speakers=None) -> list[Hypotheses]:
             for begin, end in itertools.pairwise(edges)
             if heard[begin] >= 0
         )
-        answers.append(Hypotheses(" ".join(word.text for word in words), words=words))
+        answers.append(Recognition(" ".join(word.text for word in words), words=words))
     return answers
 
 
@@ -94,7 +94,7 @@ def test_pieces_that_ttt_left_alone_are_counted(tmp_path):
     reasons = iter(["too short", None, "too short", "silent"])
 
     def adapt(recordings, speakers):
-        return [Hypotheses("AFTER", "BEFORE", next(reasons, None)) for _ in recordings]
+        return [Recognition("AFTER", "BEFORE", next(reasons, None)) for _ in recordings]
 
     pieces = sum(1 for _ in Cutting(8.0).pieces(recording))
     (answer,) = PiecewiseRecogniser(adapt, Cutting(8.0))([recording])

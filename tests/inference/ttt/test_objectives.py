@@ -12,7 +12,7 @@ from lact_asr.inference.ttt.objectives import (
     finite_rows,
     frame_entropy,
     generalised_entropy,
-    is_silent,
+    is_all_blank,
     negative_sampling,
     renyi_entropy,
     suta_objective,
@@ -194,10 +194,10 @@ def test_half_precision_is_computed_in_float32():
 
 def test_silence_and_finiteness():
     logits = peaked_logits(6, 4, 6)
-    assert is_silent(logits, BLANK)
-    assert not is_silent(logits, 1)
+    assert is_all_blank(logits, BLANK)
+    assert not is_all_blank(logits, 1)
     logits[2, 3] = 50.0
-    assert not is_silent(logits, BLANK)
+    assert not is_all_blank(logits, BLANK)
     assert all_finite(logits, logits[:0])
     assert not all_finite(logits, torch.tensor([1.0, math.nan]))
     assert not all_finite(torch.tensor([math.inf]))

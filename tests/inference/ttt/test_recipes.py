@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lact_asr.errors import InputError
-from lact_asr.inference.ttt.optimizers import climb
+from lact_asr.inference.ttt.optimizers import sam_ascent
 from lact_asr.inference.ttt.outcome import AdaptedState
 from lact_asr.inference.ttt.recipe_files import read_recipe, recipe_summaries
 from lact_asr.inference.ttt.recipes import Recipe, load_recipe
@@ -219,7 +219,7 @@ def test_sar_takes_the_gradient_uphill(model, waveform):
 
 def test_rows_climb_by_their_own_gradient():
     gradients = {"a": torch.tensor([[3.0, 0.0], [0.0, 1.0]]), "b": torch.tensor([[4.0], [0.0]])}
-    moved = climb({name: torch.zeros_like(value) for name, value in gradients.items()}, gradients, 10.0, rows=2)
+    moved = sam_ascent({name: torch.zeros_like(value) for name, value in gradients.items()}, gradients, 10.0, rows=2)
     assert moved["a"].tolist() == [[6.0, 0.0], [0.0, 10.0]]
     assert moved["b"].tolist() == [[8.0], [0.0]]
 
