@@ -249,7 +249,7 @@ def row_lengths(input_values: Tensor, attention_mask: Tensor | None) -> list[int
     """Samples of each row of [B, samples], or frames of features, without its padding."""
     if attention_mask is None:
         return [input_values.shape[1]] * len(input_values)
-    return [int(length) for length in attention_mask.sum(-1)]
+    return attention_mask.sum(-1).tolist()
 
 
 def _uncached_autocast(device: torch.device) -> torch.autocast:
