@@ -56,7 +56,7 @@ def fill_in_defaults(arguments: argparse.Namespace, config: HybridASRConfig) -> 
 
 
 def _keep(arguments: argparse.Namespace, lm_path: str) -> str:
-    """Greedily, the adapted transcript is the better bet; with a language model, the likelier one of both (docs/results.md)."""
+    """Greedily, the adapted transcript is the better bet; with a language model, the likelier one of both (docs/results/unseen_noise.md)."""
     return arguments.ttt_keep or ("always" if lm_path == "none" else "likelier")
 
 

@@ -3,7 +3,7 @@
 From random weights, CTC spends hundreds of steps on a plateau where the outputs know the letters' frequencies and nothing
 of the sound: the convolutions carry little of the spectrum yet, and the blocks behind them cannot use what is not there.
 Regressing the spectrogram needs no labels and only the front end, so a few hundred cheap steps end the plateau early.
-What was measured is in docs/results.md.
+What was measured is in docs/results/demo.md.
 """
 
 from __future__ import annotations

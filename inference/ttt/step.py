@@ -237,12 +237,12 @@ class Objective:
     max_entropy: float = 1.0
 
 
-# The rates: of "entropy" chosen on development data (docs/results.md), of the others not measured on a trained model yet.
+# The rates: of "entropy" chosen on development data (docs/results/ttt_step.md), of the others not measured on a trained model yet.
 OBJECTIVES: dict[str, Objective] = {
     "masked_prediction": Objective(
         _masked_prediction, masks=True, head=True, parameters=("norms",), learning_rate=1e-3
     ),
-    # The cheapest step gave the same word error rate as the full one; beyond a quarter of the largest entropy steps did harm (docs/results.md).
+    # The cheapest step gave the same word error rate as the full one; beyond a quarter of the largest entropy steps did harm (docs/results/ttt_step.md, real_speech.md).
     "entropy": Objective(_of_logits(suta_objective), constant_updates=True, frozen_layers=1, max_entropy=0.25),
     "tent": Objective(_of_logits(lambda logits, blank_id: tent_objective(logits)), parameters=("norms",)),
     "class_confusion": Objective(_of_logits(lambda logits, blank_id: class_confusion(at_least_float32(logits)))),
