@@ -201,7 +201,8 @@ def _add_ttt(group: argparse._ArgumentGroup) -> None:
         metavar="[WEIGHT*]LOSS[+…]",
         help="a loss or a weighted sum, as masked_prediction+0.3*entropy (default: the model's; entropy where that "
         "needs a masked-prediction head and the model has none). "
-        + "; ".join(f"{name}: {meaning}" for name, meaning in LOSSES.items()),
+        + "; ".join(f"{name}: {meaning}" for name, meaning in LOSSES.items())
+        + "; MODULE:FUNCTION: one of your own (docs/own_objective.md)",
     )
     group.add_argument("--ttt_steps", type=int, default=None, help="optimiser steps (default: the model's)")
     group.add_argument(

@@ -35,7 +35,7 @@ from lact_asr.inference.ttt.from_flags import describe_ttt, fill_in_ttt, ttt_rec
 from lact_asr.inference.ttt.objectives import all_finite
 from lact_asr.inference.ttt.recipes import Recipe
 from lact_asr.inference.ttt.statistics import STATISTICS_NAME, load_statistics
-from lact_asr.inference.ttt.step import Guides
+from lact_asr.inference.ttt.views import Guides
 from lact_asr.modeling_hybrid_asr import HybridASRForCTC
 
 

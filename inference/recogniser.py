@@ -22,7 +22,7 @@ from lact_asr.inference.ttt.outcome import TTTOutcome
 from lact_asr.inference.ttt.recipes import Recipe
 from lact_asr.inference.ttt.scopes import CarriedTrainer, make_trainer
 from lact_asr.inference.ttt.settings import TTTSettings
-from lact_asr.inference.ttt.step import Guides
+from lact_asr.inference.ttt.views import Guides
 from lact_asr.ttt_parameters import output_features
 from lact_asr.wav2vec2_encoder import frames_mask
 

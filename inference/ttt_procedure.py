@@ -22,7 +22,7 @@ from lact_asr.inference.ttt.safeguards import TOO_UNCERTAIN, refusal_after, refu
 from lact_asr.inference.ttt.search import SearchDistribution, SearchStage
 from lact_asr.inference.ttt.settings import TTTSettings
 from lact_asr.inference.ttt.stage import GradientStage
-from lact_asr.inference.ttt.step import Guides, Rows
+from lact_asr.inference.ttt.views import Guides, Rows
 from lact_asr.lact_layer import constant_updates
 from lact_asr.modeling_hybrid_asr import HybridASRForCTC
 from lact_asr.ttt_names import FALLBACK_LOSS, SEARCH

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 from os import PathLike
@@ -219,7 +220,7 @@ def _check_values(config: HybridASRConfig) -> None:
         _require(0 <= getattr(config, key) < 1, key, config, "must be at least 0 and below 1")
     for key in ("window_size", "lact_chunk_size", "w0_w2_low_rank", "ttt_chunk_size"):
         _require(getattr(config, key) == -1 or getattr(config, key) >= 1, key, config, "must be -1 or at least 1")
-    for key, parse in (("ttt_loss_type", parse_loss), ("ttt_parameters", parse_groups)):
+    for key, parse in (("ttt_loss_type", functools.partial(parse_loss, own=False)), ("ttt_parameters", parse_groups)):
         try:
             _ = getattr(config, key) is None or parse(getattr(config, key))
         except InputError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 from lact_asr.errors import InputError
 
@@ -52,8 +53,15 @@ OUTER_LOSSES = {
 }
 
 
-def parse_loss(text: str) -> tuple[tuple[float, str], ...]:
+_OWN_LOSS = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
+
+def parse_loss(text: str, own: bool = True) -> tuple[tuple[float, str], ...]:
     """Read a loss or a weighted sum, ``[WEIGHT*]NAME[+[WEIGHT*]NAME…]``, as (weight, name) in the order written.
+
+    Args:
+        text: names are of `LOSSES`, or MODULE:FUNCTION for a loss of one's own (`lact_asr.inference.ttt.own_losses`).
+        own: whether those are allowed: not in a model's configuration, which would then run whatever code it names.
 
     Raises:
         InputError: an unknown name, or a weight that is no positive number.
@@ -61,8 +69,15 @@ def parse_loss(text: str) -> tuple[tuple[float, str], ...]:
     terms = []
     for term in text.split("+"):
         weight, times, name = (part.strip() for part in term.rpartition("*"))
-        if name not in LOSSES:
-            raise InputError(f"Unknown TTT loss {name!r}; choose {', '.join(LOSSES)}, or a sum of them.")
+        is_own = _OWN_LOSS.fullmatch(name) is not None
+        if is_own and not own:
+            raise InputError(
+                f"The TTT loss {name} is code of its own: a model can adapt by it, but not be trained for it."
+            )
+        if name not in LOSSES and not is_own:
+            raise InputError(
+                f"Unknown TTT loss {name!r}; choose {', '.join(LOSSES)}, MODULE:FUNCTION for one of your own, or a sum of them."
+            )
         try:
             value = float(weight) if times else 1.0
         except ValueError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import math
 import re
 import sys
@@ -243,7 +244,7 @@ def _add_ttt(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--ttt_loss_type",
-        type=_checked_by(parse_loss),
+        type=_checked_by(functools.partial(parse_loss, own=False)),
         default=None,
         metavar="[WEIGHT*]LOSS[+…]",
         help=f"{', '.join(LOSSES)}, or a weighted sum (default: the configuration's)",

@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from lact_asr.evaluation_mode import evaluation_mode
 from lact_asr.inference.ttt.copies import Copies
 from lact_asr.inference.ttt.settings import Adaptation, TTTSettings
-from lact_asr.inference.ttt.step import Rows, StepView, draw_row_masks
+from lact_asr.inference.ttt.views import Rows, StepView, draw_row_masks
 from lact_asr.modeling_hybrid_asr import HybridASRForCTC, HybridASROutput
 from lact_asr.training.clean_view_loss import clean_view_divergence
 from lact_asr.training.word_error_loss import expected_word_errors

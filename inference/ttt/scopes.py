@@ -14,7 +14,7 @@ from lact_asr.inference.ttt.recipes import Recipe
 from lact_asr.inference.ttt.resets import LossShiftDetector, LowEntropy, LowEntropyDetector
 from lact_asr.inference.ttt.search import SearchDistribution
 from lact_asr.inference.ttt.settings import TTTSettings
-from lact_asr.inference.ttt.step import Guides
+from lact_asr.inference.ttt.views import Guides
 from lact_asr.inference.ttt_procedure import TestTimeTrainer, row_lengths
 
 

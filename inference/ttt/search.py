@@ -12,7 +12,7 @@ from torch import Tensor
 from lact_asr.inference.ttt.copies import Copies
 from lact_asr.inference.ttt.outcome import TTTOutcome
 from lact_asr.inference.ttt.stage import GradientStage
-from lact_asr.inference.ttt.step import Rows
+from lact_asr.inference.ttt.views import Rows
 from lact_asr.ttt_names import FEATURE_OFFSET
 
 PATIENCE, LEAST_GAIN = 3, 1e-3  # generations without a gain of so much end the search

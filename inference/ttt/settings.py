@@ -14,8 +14,9 @@ from lact_asr.configuration_hybrid_asr import HybridASRConfig
 from lact_asr.errors import InputError
 from lact_asr.inference.ttt.copies import Copies, parameter_copies
 from lact_asr.inference.ttt.frozen_layers import without_layers
+from lact_asr.inference.ttt.losses import WeightedSum
 from lact_asr.inference.ttt.optimizers import InnerOptimizer
-from lact_asr.inference.ttt.step import Guides, WeightedSum
+from lact_asr.inference.ttt.views import Guides
 from lact_asr.modeling_hybrid_asr import HybridASRForCTC
 from lact_asr.ttt_names import CONTROLS, FEATURE_OFFSET, OPTIMIZERS, SEARCH, parse_groups
 from lact_asr.ttt_parameters import available_groups, front_end_of, select_parameters
@@ -28,7 +29,7 @@ class TTTSettings:
     """How to adapt.
 
     Attributes:
-        loss_type: one of `lact_asr.inference.ttt.step.OBJECTIVES`, or a weighted sum, "masked_prediction+0.3*entropy".
+        loss_type: one of `lact_asr.inference.ttt.losses.OBJECTIVES`, or a weighted sum, "masked_prediction+0.3*entropy".
         steps: optimiser steps; 0 changes nothing.
         parameters: groups of `lact_asr.ttt_parameters`; None takes the first loss's default.
         optimizer: "adamw", "sgd" or "muon" (for matrices; AdamW for the rest); "cma_es" searches without gradients.

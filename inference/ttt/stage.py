@@ -13,7 +13,7 @@ from lact_asr.inference.ttt.objectives import finite_rows
 from lact_asr.inference.ttt.optimizers import InnerOptimizer, sam_ascent
 from lact_asr.inference.ttt.outcome import TTTOutcome
 from lact_asr.inference.ttt.settings import Adaptation, TTTSettings
-from lact_asr.inference.ttt.step import Guides, Rows, StepView, draw_row_masks
+from lact_asr.inference.ttt.views import Guides, Rows, StepView, draw_row_masks
 
 
 class GradientStage:

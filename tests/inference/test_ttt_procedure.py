@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from lact_asr.errors import InputError
 from lact_asr.fast_weight_ops import newton_schulz
+from lact_asr.inference.ttt.losses import OBJECTIVES
 from lact_asr.inference.ttt.objectives import suta_objective
 from lact_asr.inference.ttt.outcome import AdaptedState, TTTOutcome
 from lact_asr.inference.ttt.settings import TTTSettings
-from lact_asr.inference.ttt.step import OBJECTIVES, Rows
+from lact_asr.inference.ttt.views import Rows
 from lact_asr.inference.ttt_procedure import TestTimeTrainer
 from lact_asr.lact_layer import LaCTLayer
 from lact_asr.masking import span_mask

@@ -19,7 +19,7 @@ from lact_asr.inference.ttt.recipes import Recipe, load_recipe
 from lact_asr.inference.ttt.scopes import make_trainer
 from lact_asr.inference.ttt.settings import TTTSettings
 from lact_asr.inference.ttt.statistics import FeatureAccumulator, FeatureStatistics
-from lact_asr.inference.ttt.step import Guides
+from lact_asr.inference.ttt.views import Guides
 from lact_asr.ttt_parameters import select_parameters
 
 RECIPES = ["awmc", "cea", "dsuta", "e_bats", "sar", "sgem", "suta", "tent"]

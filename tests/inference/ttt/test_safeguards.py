@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lact_asr.inference.ttt.safeguards import refusal_after, refusal_before, refusals_of_weights
 from lact_asr.inference.ttt.settings import TTTSettings
-from lact_asr.inference.ttt.step import Guides
+from lact_asr.inference.ttt.views import Guides
 from lact_asr.inference.ttt_procedure import TestTimeTrainer
 
 BLANK, DELIMITER = 0, 1

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from lact_asr.errors import InputError
-from lact_asr.inference.ttt.step import OBJECTIVES, Rows, StepView, WeightedSum, draw_row_masks
+from lact_asr.inference.ttt.losses import OBJECTIVES, WeightedSum
+from lact_asr.inference.ttt.views import Rows, StepView, draw_row_masks
 from lact_asr.inference.ttt_procedure import TestTimeTrainer, TTTSettings
 from lact_asr.ttt_names import LOSSES
 
