@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import io
 import sys
@@ -23,7 +24,6 @@ from lact_asr.data.noise import COLOURS, utterance_generator
 from lact_asr.devices import choose_device
 from lact_asr.errors import InputError, exit_on_input_error
 from lact_asr.inference.results.summary import markdown_table
-from lact_asr.inference.ttt.copies import takes_copies_of_rows
 from lact_asr.inference.ttt.settings import TTTSettings
 from lact_asr.inference.utterances import spread_evenly
 from lact_asr.modeling_hybrid_asr import HybridASRForCTC
@@ -77,15 +77,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def groups_of(model: HybridASRForCTC) -> dict[str, set[str]]:
-    """Names of the parameters of every group that the model has and that adapts in batches."""
+    """Names of the parameters of every group that the model has."""
     groups = {}
     for group in PARAMETER_GROUPS:
-        try:
-            parameters = select_parameters(model, (group,))
-        except InputError:  # a model without fast weights
-            continue
-        if takes_copies_of_rows(model, parameters):
-            groups[group] = set(parameters)
+        with contextlib.suppress(InputError):  # a model without fast weights
+            groups[group] = set(select_parameters(model, (group,)))
     return {**groups, FEATURE_OFFSET: {FEATURE_OFFSET}}
 
 

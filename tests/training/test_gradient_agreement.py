@@ -13,6 +13,7 @@ from lact_asr.inference.ttt.settings import TTTSettings
 from lact_asr.text import build_vocabulary
 from lact_asr.training.gradient_agreement import batch_cosines, groups_of, main
 from lact_asr.training.training_losses import TrainingLosses
+from lact_asr.ttt_names import PARAMETER_GROUPS
 from lact_asr.ttt_parameters import select_parameters
 
 
@@ -26,11 +27,11 @@ def test_cosines_by_hand(speaking_model):
         "labels": torch.tensor([[5, 6], [7, -100]]),
     }
     cosines = batch_cosines(TrainingLosses(model, TTTSettings("entropy", parameters=tuple(groups))), groups, batch)
-    assert set(cosines) == {"fast_weights", "norms", "front_end", "projection", "output", "feature_offset"}
+    assert set(cosines) == {*PARAMETER_GROUPS, "feature_offset"}
     for row in range(2):
         output = model(batch["input_values"][row : row + 1], labels=batch["labels"][row : row + 1])
         losses = suta_objective(output.logits[0], model.config.ctc_blank_id), output.loss
-        for group in ("norms", "output"):
+        for group in ("norms", "biases", "output"):
             parameters = list(select_parameters(model, (group,)).values())
             ssl, ctc = (
                 torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters, retain_graph=True)])
@@ -52,7 +53,7 @@ def test_the_command(checkpoint, corpus_dir, tmp_path, capsys):
     flags += ["--losses", "entropy", "masked_prediction", "--conditions", "clean", "noise:5", "--noise_colour", "white"]
     assert main([*map(str, flags), "--output", str(tmp_path / "table.csv")]) == 0
     rows = list(csv.DictReader((tmp_path / "table.csv").open()))
-    assert len(rows) == 2 * 2 * 6
+    assert len(rows) == 2 * 2 * 7
     assert {row["condition"] for row in rows} == {"clean", "noise:5"}
     values = {(row["condition"], row["loss"], row["group"]): row for row in rows}
     assert values["clean", "entropy", "norms"]["cosine"] != values["noise:5", "entropy", "norms"]["cosine"]
