@@ -1,5 +1,6 @@
 """`--help` and mistyped flags answer at once: the command lines are read without PyTorch or Transformers."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -101,3 +102,13 @@ def test_benchmarks_are_run_from_the_checkout(capfd, tmp_path, monkeypatch):
 def test_without_a_checkout_there_are_no_benchmarks(tmp_path: Path):
     with pytest.raises(InputError, match="pip install -e"):
         find_benchmarks(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"), [({}, "10000"), ({"OMP_WAIT_POLICY": "active"}, None), ({"GOMP_SPINCOUNT": "5"}, "5")]
+)
+def test_threads_wait_for_each_other_but_briefly_unless_told_otherwise(given, expected):
+    environment = {key: value for key, value in os.environ.items() if key not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    code = "import os, lact_asr; print(os.environ.get('GOMP_SPINCOUNT'))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**environment, **given})
+    assert result.stdout.strip() == str(expected), result.stderr
