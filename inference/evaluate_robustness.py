@@ -45,16 +45,29 @@ def main(argv: list[str] | None = None) -> int:
         print(corpus.report(), file=sys.stderr)
     for note in notes:
         print(note, file=sys.stderr)
-    utterances = _read_once(spread_evenly(corpus_utterances(corpus), arguments.max_samples))
+    utterances = spread_evenly(corpus_utterances(corpus), arguments.max_samples)
+    units = _speakers(utterances) if arguments.resample == "speaker" else None
+    utterances = _read_once(utterances)
     with alone_in(arguments.output_dir):
         outcomes = _run_systems(arguments, utterances, corruptions)
         average = [condition.name for condition in arguments.average]
-        rows = summary_rows(outcomes, groups, baseline=arguments.baseline, average=average, seed=arguments.seed)
+        rows = summary_rows(
+            outcomes, groups, baseline=arguments.baseline, average=average, seed=arguments.seed, units=units
+        )
         settings = describe_run(arguments, sys.argv[1:] if argv is None else argv, corpus.name)
         write_summary(rows, settings, arguments.output_dir)
     print(markdown(rows))
     print(f"Report: {arguments.output_dir / 'report.html'}", file=sys.stderr)
     return 0
+
+
+def _speakers(utterances: list[Utterance]) -> list[str]:
+    speakers = [utterance.speaker for utterance in utterances]
+    if None in speakers:
+        raise InputError("--resample speaker needs a corpus that names the speaker of every utterance.")
+    if len(set(speakers)) == 1:
+        raise InputError("--resample speaker needs several speakers; these utterances are of one.")
+    return speakers
 
 
 def _read_once(utterances: list[Utterance]) -> list[Utterance]:

@@ -25,7 +25,7 @@ A system is a name and flags of inference/hybrid_asr_inference.py (checkpoint, d
 
   --system "no TTT: --checkpoint M/best_model.pt" --system "entropy: --checkpoint M/best_model.pt --use_ttt --ttt_loss_type entropy"
 
-The others are compared with the first, by the paired bootstrap over utterances. A condition is KIND or KIND:VALUE:
+The others are compared with the first, by the paired bootstrap. A condition is KIND or KIND:VALUE:
 
 """
 
@@ -158,6 +158,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch_size", type=int, default=16, help="results do not depend on it (default: %(default)s)")
     parser.add_argument(
         "--max_samples", type=int, default=None, help="so many utterances, spread evenly over the subset"
+    )
+    parser.add_argument(
+        "--resample",
+        choices=("utterance", "speaker"),
+        default="utterance",
+        help="what the bootstrap draws; by speaker, intervals also say what other speakers would change (default: %(default)s)",
     )
     parser.add_argument("--seed", type=int, default=0, help="of corruptions and bootstrap (default: %(default)s)")
     parser.add_argument(

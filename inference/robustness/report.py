@@ -48,6 +48,7 @@ def describe_run(arguments: argparse.Namespace, argv: Sequence[str], corpus: str
         "average": [condition.name for condition in arguments.average],
         "seed": arguments.seed,
         "resamples": RESAMPLES,
+        "resampled": arguments.resample,
         "git_commit": git_commit(),
         "versions": {"python": platform.python_version(), **_versions()},
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from lact_asr.errors import InputError
 from lact_asr.inference.results.summary import Summary, summarise
 from lact_asr.inference.results.utterance_result import UtteranceResult
-from lact_asr.inference.robustness.bootstrap import interval, resampled_rates
+from lact_asr.inference.robustness.bootstrap import interval, resampled_rates, summed_by
 from lact_asr.metrics import is_collapsed
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ def summary_rows(
     baseline: str,
     average: Sequence[str] = (),
     seed: int = 0,
+    units: Sequence[Hashable] | None = None,
 ) -> list[dict]:
     """Sum up a run.
 
@@ -42,6 +43,7 @@ def summary_rows(
         baseline: the system that the others are compared with.
         average: conditions of the row ``average``; none: no such row.
         seed: of the bootstrap.
+        units: what each utterance is drawn with, as its speaker; None: each by itself.
 
     Returns:
         Records of plain JSON values; docs/robustness.md describes their keys.
@@ -54,7 +56,8 @@ def summary_rows(
     for group, positions in groups.items():
         for condition in pooled[baseline]:
             of_group = {system: [pooled[system][condition][i] for i in positions] for system in pooled}
-            for row in _rows(of_group, baseline, seed, f"the group {group} under {condition}"):
+            drawn_with = [i if units is None else units[i] for i in positions]
+            for row in _rows(of_group, baseline, seed, drawn_with, f"the group {group} under {condition}"):
                 names = {"system": row["system"], "condition": condition, "group": group}
                 memory = _peak_memory(outcomes[row["system"]], average if condition == AVERAGE else [condition])
                 rows.append({**names, **row, "peak_memory_bytes": memory})
@@ -74,7 +77,9 @@ def _peak_memory(outcomes: Mapping[str, Outcome], conditions: Sequence[str]) -> 
     return None if None in measured else max(measured)
 
 
-def _rows(pooled: Mapping[str, Sequence[Pooled]], baseline: str, seed: int, where: str) -> list[dict]:
+def _rows(
+    pooled: Mapping[str, Sequence[Pooled]], baseline: str, seed: int, units: Sequence[Hashable], where: str
+) -> list[dict]:
     """A record for each system under one condition, for one group."""
     failed = {
         system: [any(r.failed for r in results) for results in utterances] for system, utterances in pooled.items()
@@ -85,6 +90,7 @@ def _rows(pooled: Mapping[str, Sequence[Pooled]], baseline: str, seed: int, wher
     scored = {system: [utterances[position] for position in usable] for system, utterances in pooled.items()}
     errors = np.array([[_word_errors(results) for results in utterances] for utterances in scored.values()]).T
     words = np.array([sum(r.word_errors.reference_length for r in results) for results in scored[baseline]])
+    errors, words = summed_by([units[position] for position in usable], errors, words)
     resampled = dict(zip(scored, resampled_rates(errors, words, seed).T, strict=True))
     summaries = {system: summarise(_flat(utterances)) for system, utterances in scored.items()}
     return [

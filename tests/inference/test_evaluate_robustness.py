@@ -268,6 +268,24 @@ def test_groups_of_a_manifest(evaluate, librispeech):
     assert len(run.out.split("children: 2 utterances")) == 2
 
 
+def test_speakers_are_resampled_whole_where_wanted(evaluate, librispeech):
+    assert "these utterances are of one" in evaluate("--resample", "speaker").err
+    paths = sorted(librispeech.rglob("*.flac"))
+    lines = [
+        {"audio_filepath": str(path), "text": "A DOG SAW THE CAT" * (number + 1), "speaker": "one" if number else "two"}
+        for number, path in enumerate(paths)
+    ]
+    (librispeech / "test-tiny.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    reports = {}
+    for unit in ("utterance", "speaker"):
+        run = evaluate("--dataset_type", "manifest", "--resample", unit, "--overwrite", conditions=["clean"])
+        assert run.code == 0, run.err
+        reports[unit] = summary(run.folder)
+    by_utterance, by_speaker = (reports[unit]["rows"][0] for unit in ("utterance", "speaker"))
+    assert by_speaker["wer"] == by_utterance["wer"]
+    assert reports["speaker"]["settings"]["resampled"] == "speaker"
+
+
 def test_samples_are_spread_over_the_corpus(evaluate):
     run = evaluate("--max_samples", 2, conditions=["clean"])
     lines = (run.folder / "corruptions" / "clean.jsonl").read_text().splitlines()

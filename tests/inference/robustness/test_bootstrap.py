@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lact_asr.inference.robustness.bootstrap import RESAMPLES, interval, resampled_rates
+from lact_asr.inference.robustness.bootstrap import RESAMPLES, interval, resampled_rates, summed_by
 
 WORDS_PER_UTTERANCE = 8
 
@@ -28,6 +28,27 @@ def test_intervals_cover_the_true_rate_and_difference():
     # 95 % of 200 is 190, with a standard deviation of 3.
     assert 180 <= covered["rate"] < corpora
     assert 180 <= covered["difference"] < corpora
+
+
+def test_speakers_drawn_whole_cover_where_utterances_drawn_singly_do_not():
+    """Forty speakers of ten utterances, each speaker with a rate of its own around 0.3."""
+    rng = np.random.default_rng(3)
+    speakers, words = np.repeat(np.arange(40), 10), np.full(400, WORDS_PER_UTTERANCE)
+    covered = {"utterance": 0, "speaker": 0}
+    for seed in range(200):
+        rate = 0.3 * rng.uniform(0.2, 1.8, size=40)
+        errors = rng.binomial(WORDS_PER_UTTERANCE, rate[speakers])[:, None]
+        for unit, counts in (("utterance", (errors, words)), ("speaker", summed_by(speakers.tolist(), errors, words))):
+            low, high = interval(resampled_rates(*counts, seed, resamples=400)[:, 0])
+            covered[unit] += low <= 0.30 <= high
+    assert 176 <= covered["speaker"] < 200  # 95 % of 200 is 190
+    assert covered["utterance"] < 150
+
+
+def test_sums_by_unit():
+    errors, words = summed_by(["b", "a", "b"], np.array([[1, 2], [3, 4], [5, 6]]), np.array([7, 8, 9]))
+    np.testing.assert_array_equal(errors, [[6, 8], [3, 4]])
+    np.testing.assert_array_equal(words, [16, 8])
 
 
 def test_paired_differences_are_narrower_than_unpaired_ones():

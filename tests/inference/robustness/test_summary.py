@@ -40,6 +40,20 @@ def rows_by_system(outcomes, groups=EVERYBODY, **settings) -> dict:
     return {(row["system"], row["condition"], row["group"]): row for row in rows}
 
 
+def test_utterances_of_one_unit_are_drawn_together():
+    outcomes = {"plain": {"clean": PLAIN}, "adapted": {"clean": ADAPTED}}
+    rows = rows_by_system(outcomes, units=["a", "a", "a"])
+    for row in rows.values():  # one speaker, drawn once in every resample
+        assert row["wer_low"] == row["wer_high"] == pytest.approx(row["wer"])
+    two, alone = (rows_by_system(outcomes, units=units)["plain", "clean", "all"] for units in (["a", "b", "b"], None))
+    assert two["wer"] == alone["wer"]
+    assert (two["wer_low"], two["wer_high"]) == (
+        pytest.approx(1 / 6),
+        pytest.approx(1 / 4),
+    )  # one error of four words, one of six
+    assert (alone["wer_low"], alone["wer_high"]) != (two["wer_low"], two["wer_high"])
+
+
 def test_rates_and_controls():
     rows = rows_by_system({"plain": {"clean": PLAIN}, "adapted": {"clean": ADAPTED}})
     plain, adapted = rows["plain", "clean", "all"], rows["adapted", "clean", "all"]
