@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 
 from lact_asr.configuration_hybrid_asr import HybridASRConfig
 from lact_asr.errors import InputError
@@ -100,7 +101,8 @@ def _recipe_with_flags(arguments: argparse.Namespace, config: HybridASRConfig) -
         for name, value in vars(arguments).items()
         if name.startswith("ttt_") and name not in ("ttt_recipe", "ttt_keep") and value is not None
     }
-    return load_recipe(arguments.ttt_recipe, {"mask_length": config.ttt_mask_length, "seed": arguments.seed, **given})
+    recipe = load_recipe(arguments.ttt_recipe, {"mask_length": config.ttt_mask_length, "seed": arguments.seed, **given})
+    return dataclasses.replace(recipe, stages=tuple(stage.resolved(config) for stage in recipe.stages))
 
 
 def _check_scope(scope: str, arguments: argparse.Namespace) -> None:

@@ -63,15 +63,28 @@ class Recipe:
         return self.scope != "utterance"
 
     def describe(self) -> str:
-        """The stages and the scope in a few words."""
+        """The stages, and what is carried, in a line."""
         stages = ", then ".join(_in_words(stage) for stage in self.stages)
-        return stages + (f"; carried by {self.scope}" if self.carries else "")
+        return stages + (f"; {self._carried_in_words()}" if self.carries else "")
+
+    def _carried_in_words(self) -> str:
+        parts = [f"carried by {self.scope}"]
+        parts += [f"decay {self.decay:g}"] * (self.decay != 1)
+        parts += [f"momentum {self.momentum:g}"] * (self.momentum != 0)
+        parts += [f"a step on every {self.buffer} utterances"] * (self.buffer > 0)
+        parts += [f"a leader of momentum {self.leader_momentum}"] * (self.leader_momentum is not None)
+        parts += ["with resets"] * (self.reset is not None)
+        return ", ".join(parts)
 
 
 def _in_words(stage: TTTSettings) -> str:
     rate = "" if stage.learning_rate is None else f" at {stage.learning_rate:g}"
+    rate += "" if stage.final_learning_rate is None else f" to {stage.final_learning_rate:g}"
     groups = "" if stage.parameters is None else f" on {','.join(stage.parameters)}"
-    return f"{stage.loss_type}, {stage.steps} step{'s' * (stage.steps != 1)} of {stage.optimizer}{rate}{groups}"
+    steps = f"{stage.loss_type}, {stage.steps} step{'s' * (stage.steps != 1)} of {stage.optimizer}{rate}{groups}"
+    more = [f"sharpness-aware, radius {stage.sharpness:g}"] * (stage.sharpness > 0)
+    more += [f"along the path of {stage.beam_size} beams"] * (stage.beam_size > 1)
+    return ", ".join([steps, *more])
 
 
 def load_recipe(name_or_path: str, changes: Mapping[str, object] | None = None) -> Recipe:

@@ -76,7 +76,7 @@ def test_a_search_aims_at_statistics_written_before(transcribe, flags, capsys):
     assert load_statistics(path, model).hidden_mean.shape == (3, 16)
     result = transcribe(*flags, *recipe)
     assert result.code == 0, result.err
-    assert "TTT: e_bats, 1 step of cma_es at 0.01 on feature_offset; carried by stream." in result.err
+    assert "TTT: e_bats, 1 step of cma_es at 0.01 on feature_offset; carried by stream, momentum 0.9." in result.err
 
 
 def test_statistics_of_another_model_or_damaged_ones(saved_checkpoint, speaking_model, flags):

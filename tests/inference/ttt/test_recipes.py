@@ -333,3 +333,20 @@ def test_statistics_are_means_over_frames_and_by_token():
         assert found.token_count[token] == (said == token).sum()
         if (said == token).any():
             np.testing.assert_allclose(found.token_variance[token], hidden[:, said == token].var(1), rtol=1e-4, atol=1e-6)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("suta", "entropy, 10 steps of adamw at 2e-05 on norms,front_end,projection"),
+        ("sgem", "generalised_entropy, 10 steps of adamw at 4e-05 to 2e-05 on front_end,projection, along the path of 5 beams"),
+        ("sar", "spoken_entropy, 1 step of adamw at 2e-05 on norms, sharpness-aware, radius 0.05; carried by stream, with resets"),
+        ("awmc", "pseudo_labels, 1 step of adamw at 0.0002 on norms,biases; carried by stream, a leader of momentum 0.999"),
+        (
+            "dsuta",
+            "entropy, 10 steps of adamw at 2e-05 on norms,front_end,projection; carried by stream, a step on every 5 utterances, with resets",
+        ),
+    ],
+)  # fmt: skip
+def test_a_recipe_says_what_sets_it_apart(name, sentence):
+    assert load_recipe(name).describe() == sentence
