@@ -59,6 +59,7 @@ def evaluate(
     description: str = "recognising",
     in_order: bool = True,
     ahead: int = 0,
+    on_result: Callable[[UtteranceResult], None] = lambda result: None,
 ) -> list[UtteranceResult]:
     """Recognise utterances, with a progress bar. A bad file is recorded with its sentence and the rest go on.
 
@@ -71,6 +72,7 @@ def evaluate(
         description: of the progress bar.
         in_order: False lets batches hold recordings of similar durations, the longest first: little of them is then padding.
         ahead: batches that are recognised before the first one's functions are called: so a `DecodingPool` decodes while the model goes on.
+        on_result: called with each result when it is there, but with those of ``writer.done``.
 
     Returns:
         One result for each utterance, in their order.
@@ -86,6 +88,7 @@ def evaluate(
             found[result.id] = result
             if writer:
                 writer.write(result)
+            on_result(result)
             bar.update()
     return [found[utterance.id] for utterance in utterances]
 

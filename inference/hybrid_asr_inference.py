@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from lact_asr.errors import InputError, exit_on_input_error
 from lact_asr.inference.arguments import ignored_flags, parse_arguments
 from lact_asr.inference.transcript_formats.formats import (
     check_destination,
+    makes_a_folder,
     refuse_to_overwrite,
     timed_transcripts,
     write_transcripts,
@@ -55,8 +57,9 @@ def main(argv: list[str] | None = None) -> int:
         if pool is not None:
             recogniser.decoder = pool
         results = evaluate(
-            utterances, recognise, writer, arguments.batch_size, in_order=recogniser.order_matters, ahead=ahead
-        )
+            utterances, recognise, writer, arguments.batch_size, in_order=recogniser.order_matters, ahead=ahead,
+            on_result=_write_at_once(arguments, [utterance.id for utterance in utterances]),
+        )  # fmt: skip
     if all(result.failed for result in results):
         raise InputError(
             results[0].message if len(results) == 1 else f"None of the {len(results)} recordings could be transcribed."
@@ -65,10 +68,19 @@ def main(argv: list[str] | None = None) -> int:
     paths = [] if path is None else [path]
     if arguments.output_format is not None and arguments.output not in (None, path):
         paths += write_transcripts(
-            timed_transcripts(results, arguments.output_format), arguments.output_format, arguments.output
-        )
+            timed_transcripts(results, arguments.output_format), arguments.output_format, arguments.output,
+            [result.id for result in results],
+        )  # fmt: skip
     _report_run(results, arguments, recogniser.refusals, paths, notes)
     return 0
+
+
+def _write_at_once(arguments: argparse.Namespace, ids: list[str]) -> Callable[[UtteranceResult], None]:
+    """Writes a result's file as soon as it is there, where each recording has one: a long job that stops has those that were done."""
+    if arguments.output_format is None or not makes_a_folder(arguments.output_format, arguments.output):
+        return lambda result: None
+    name, folder = arguments.output_format, arguments.output
+    return lambda result: write_transcripts(timed_transcripts([result], name), name, folder, ids)
 
 
 def _results_writer(
@@ -141,6 +153,11 @@ def _report_run(
     from lact_asr.inference.inference_setup import describe_recogniser
 
     lines = [describe_recogniser(arguments), *notes]
+    if failed := [result.id for result in results if result.failed]:
+        more = f" and {len(failed) - 3:,} more" if len(failed) > 3 else ""
+        lines.append(
+            f"{len(failed):,} of {len(results):,} recordings could not be transcribed: {', '.join(failed[:3])}{more}."
+        )
     if silent := sum(result.hypothesis == "" for result in results):
         lines.append(f"No speech was recognised in {silent} of {len(results)} recordings.")
     for reason, count in refusals.items():

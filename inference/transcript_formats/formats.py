@@ -114,10 +114,24 @@ def check_destination(format_name: str, output: Path | None, ids: Sequence[str])
         raise InputError(f"Two recordings would be written to {output / doubled[0]}{format.suffix}; rename one.")
 
 
-def write_transcripts(transcripts: Sequence[TimedTranscript], format_name: str, output: Path | None) -> list[Path]:
+def makes_a_folder(format_name: str, output: Path | None) -> bool:
+    """Whether `write_transcripts` writes a file for each recording into a folder, so that each can be written when it is done."""
+    format = FORMATS[format_name]
+    return output is not None and format.of_one is not None and not _names_file(format, output)
+
+
+def write_transcripts(
+    transcripts: Sequence[TimedTranscript], format_name: str, output: Path | None, ids: Sequence[str] | None = None
+) -> list[Path]:
     """Write to a file, to a folder, or, without an output, to stdout.
 
     For formats of one recording a file, an output with the format's suffix is a file, and any other a folder.
+
+    Args:
+        transcripts: of recordings.
+        format_name: of `FORMATS`.
+        output: a file or a folder.
+        ids: of all recordings of the run, among which each needs a name of its own; None: these are all.
 
     Returns:
         The files that were written.
@@ -135,10 +149,10 @@ def write_transcripts(transcripts: Sequence[TimedTranscript], format_name: str, 
     elif _names_file(format, output):
         contents = {output: format.of_one(transcripts[0])}
     else:
-        names = _file_names([transcript.id for transcript in transcripts])
+        ids = [transcript.id for transcript in transcripts] if ids is None else ids
+        names = dict(zip(ids, _file_names(ids), strict=True))
         contents = {
-            output / f"{name}{format.suffix}": format.of_one(transcript)
-            for name, transcript in zip(names, transcripts, strict=True)
+            output / f"{names[transcript.id]}{format.suffix}": format.of_one(transcript) for transcript in transcripts
         }
     for path, content in contents.items():
         try:

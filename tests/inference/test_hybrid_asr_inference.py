@@ -15,6 +15,7 @@ import soundfile
 import soxr
 
 from lact_asr.checkpoint import load_checkpoint, save_checkpoint
+from lact_asr.inference import evaluation
 from lact_asr.inference.arguments import parse_arguments
 from lact_asr.inference.convert_results import main as convert
 from lact_asr.inference.hybrid_asr_inference import main
@@ -569,3 +570,31 @@ def test_greedy_refuses_what_it_cannot_do(transcribe, saved_checkpoint, audio, t
         done = transcribe("--checkpoint", saved_checkpoint, "--audio_file", recording, "--greedy", *flags)
         assert done.code != 0
         assert "--greedy has one transcript" in done.err
+
+
+def test_subtitles_of_a_job_that_stops_are_there_for_what_was_done(transcribe, saved_checkpoint, tmp_path, monkeypatch):
+    (tmp_path / "in").mkdir()
+    for number, name in enumerate("abc"):
+        soundfile.write(
+            tmp_path / "in" / f"{name}.wav", 0.1 * np.random.default_rng(number).standard_normal(9_600), 16_000
+        )
+    (tmp_path / "in" / "b.wav").write_bytes(b"RIFF")
+    started, real = [], evaluation._start
+
+    def start(utterances, recognise):
+        if len(started) == 2:
+            raise KeyboardInterrupt
+        started.append(utterances)
+        return real(utterances, recognise)
+
+    flags = ("--checkpoint", saved_checkpoint, "--audio_dir", tmp_path / "in", "--greedy", "--batch_size", 1)
+    flags += ("--output_format", "srt", "--output")
+    monkeypatch.setattr(evaluation, "_start", start)
+    assert transcribe(*flags, tmp_path / "stopped").code == 130
+    assert [path.name for path in (tmp_path / "stopped").iterdir()] == ["a.srt"]
+    monkeypatch.undo()
+    whole = transcribe(*flags, tmp_path / "whole")
+    assert whole.code == 0
+    assert sorted(path.name for path in (tmp_path / "whole").iterdir()) == ["a.srt", "c.srt"]
+    assert (tmp_path / "stopped" / "a.srt").read_text() == (tmp_path / "whole" / "a.srt").read_text()
+    assert f"1 of 3 recordings could not be transcribed: {tmp_path / 'in' / 'b.wav'}." in whole.err
