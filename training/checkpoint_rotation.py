@@ -44,7 +44,10 @@ def make_room(unwritten: Path) -> bool:
     before = [path for path in saved_checkpoints(unwritten.parent) if path.name <= unwritten.name]
     if len(before) < 2:
         return False
-    kept, _ = load_newest_readable(before, warn)
+    try:
+        kept, _ = load_newest_readable(before, warn)
+    except InputError:  # none can be read, or not at the moment: then none is given up
+        return False
     for path in before:
         if path != kept:
             path.unlink(missing_ok=True)

@@ -374,8 +374,8 @@ class Trainer:
         model, optimizer = model_state(self.plain_losses), optimizer_state(self.plain_losses, self.optimizer.optimizer)
         try:
             if self.accelerator.is_main_process:
-                add_left_out(self.arguments.output_dir, unreadable, self.progress.step)
                 self._write_state(model=model, optimizer=optimizer, random=random_states, recent=recent)
+                add_left_out(self.arguments.output_dir, unreadable, self.progress.step)
         finally:  # a launcher ends the others as soon as one leaves, be the main one still writing
             self.accelerator.wait_for_everyone()
 

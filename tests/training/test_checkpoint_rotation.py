@@ -143,6 +143,14 @@ def test_room_is_made_by_all_but_the_newest_readable_checkpoint(tmp_path):
     assert saved_checkpoints(tmp_path) == [paths[1]]
 
 
+def test_no_room_is_made_where_no_checkpoint_can_be_read(tmp_path):
+    paths = save(tmp_path, 2, 4)
+    for path in paths:
+        truncate(path)
+    assert not make_room(checkpoint_path(tmp_path, 6))
+    assert saved_checkpoints(tmp_path) == paths
+
+
 def test_nothing_readable_is_refused(tmp_path):
     paths = save(tmp_path, 4, 6)
     for path in paths:
