@@ -110,8 +110,8 @@ def test_operations_of_convolutions_and_of_products_added_in_place_are_counted()
 
 def one_block(checkpointed: bool = False, window_size: int = 16) -> HybridASRForCTC:
     config = our_config("configs/tiny.json", 32)
-    config.num_lact_heads = 4  # what the tests' bounds are of: the more heads, the more hidden values that plain PyTorch keeps
-    config.num_hidden_layers, config.window_size = 1, window_size
+    # Four heads are what the bounds below are of: with more heads plain PyTorch keeps more hidden values.
+    config.num_lact_heads, config.num_hidden_layers, config.window_size = 4, 1, window_size
     model = HybridASRForCTC(config)
     if checkpointed:
         checkpoint_activations(model)
