@@ -27,7 +27,7 @@ from lact_asr.inference.ttt.objectives import (
 from lact_asr.inference.ttt.own_losses import find_function
 from lact_asr.inference.ttt.pseudo_labels import pseudo_label_loss
 from lact_asr.inference.ttt.views import StepView
-from lact_asr.ttt_names import FEATURE_OFFSET, parse_loss
+from lact_asr.ttt_names import FEATURE_OFFSET, parse_groups, parse_loss
 
 
 @dataclass(frozen=True)
@@ -219,8 +219,11 @@ def _own_objective(name: str) -> Objective:
     """Of a function ``loss(logits, blank_id)``, named as ``MODULE:FUNCTION``; its attributes ``parameters`` and ``learning_rate`` are its defaults.
 
     Raises:
-        InputError: there is none of that name.
+        InputError: there is none of that name, or it names parameters that there are not.
     """
     function = find_function(name)
     defaults = {key: getattr(function, key) for key in ("parameters", "learning_rate") if hasattr(function, key)}
+    if "parameters" in defaults:
+        groups = defaults["parameters"]
+        defaults["parameters"] = parse_groups(groups if isinstance(groups, str) else ",".join(groups))
     return Objective(_of_logits(function), **defaults)

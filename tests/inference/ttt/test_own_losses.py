@@ -55,6 +55,18 @@ def test_its_attributes_are_defaults_and_sums_take_it(example):
     assert entropy is WeightedSum.parse("entropy").terms[0][1]
 
 
+@pytest.mark.parametrize("groups", ["'norms,biases'", "['norms', 'biases']"])
+def test_parameters_are_text_as_on_the_command_line_or_names(own_module, groups):
+    name = own_module(f"def loss(logits, blank_id):\n    return logits.sum()\nloss.parameters = {groups}\n")
+    assert WeightedSum.parse(f"{name}:loss").parameters == ("norms", "biases")
+
+
+def test_parameters_that_there_are_not(own_module):
+    name = own_module("def loss(logits, blank_id):\n    return logits.sum()\nloss.parameters = 'norm'\n")
+    with pytest.raises(InputError, match="Unknown parameter group 'norm'"):
+        WeightedSum.parse(f"{name}:loss")
+
+
 def test_by_the_command_and_its_results_name_it(example, transcribe, saved_checkpoint, librispeech, tmp_path):
     output = tmp_path / "mine.jsonl"
     flags = ("--data_dir", librispeech, "--subset", "test-tiny", "--greedy", "--use_ttt", "--ttt_max_entropy", 1)
