@@ -10,10 +10,11 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lact_asr.errors import InputError, exit_on_input_error
+from lact_asr.errors import InputError, exit_on_input_error, first_names
 from lact_asr.inference.arguments import ignored_flags, parse_arguments
 from lact_asr.inference.transcript_formats.formats import (
     check_destination,
+    file_names,
     makes_a_folder,
     refuse_to_overwrite,
     timed_transcripts,
@@ -69,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.output_format is not None and arguments.output not in (None, path):
         paths += write_transcripts(
             timed_transcripts(results, arguments.output_format), arguments.output_format, arguments.output,
-            [result.id for result in results],
+            file_names([result.id for result in results]),
         )  # fmt: skip
     _report_run(results, arguments, recogniser.refusals, paths, notes)
     return 0
@@ -79,8 +80,8 @@ def _write_at_once(arguments: argparse.Namespace, ids: list[str]) -> Callable[[U
     """Writes a result's file as soon as it is there, where each recording has one: a long job that stops has those that were done."""
     if arguments.output_format is None or not makes_a_folder(arguments.output_format, arguments.output):
         return lambda result: None
-    name, folder = arguments.output_format, arguments.output
-    return lambda result: write_transcripts(timed_transcripts([result], name), name, folder, ids)
+    name, folder, names = arguments.output_format, arguments.output, file_names(ids)
+    return lambda result: write_transcripts(timed_transcripts([result], name), name, folder, names)
 
 
 def _results_writer(
@@ -154,10 +155,7 @@ def _report_run(
 
     lines = [describe_recogniser(arguments), *notes]
     if failed := [result.id for result in results if result.failed]:
-        more = f" and {len(failed) - 3:,} more" if len(failed) > 3 else ""
-        lines.append(
-            f"{len(failed):,} of {len(results):,} recordings could not be transcribed: {', '.join(failed[:3])}{more}."
-        )
+        lines.append(f"{len(failed):,} of {len(results):,} recordings could not be transcribed: {first_names(failed)}.")
     if silent := sum(result.hypothesis == "" for result in results):
         lines.append(f"No speech was recognised in {silent} of {len(results)} recordings.")
     for reason, count in refusals.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 128 + signal.SIGINT
@@ -24,6 +24,12 @@ def one_line(sentence: str) -> str:
     if sentence.isprintable():
         return sentence
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in sentence)
+
+
+def first_names(names: Sequence[str], most: int = 3) -> str:
+    """The first of some names, as a part of a sentence: "a, b, c and 2 more"."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def warn(sentence: str) -> None:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from lact_asr.audio import SAMPLE_RATE_HZ
 from lact_asr.checkpoint import BEST_MODEL, save_checkpoint
 from lact_asr.data.batching import SpeechDataLoader
-from lact_asr.errors import InputError, warn
+from lact_asr.errors import InputError, first_names, warn
 from lact_asr.modeling_hybrid_asr import HybridASRForCTC
 from lact_asr.processing_hybrid_asr import HybridASRProcessor
 from lact_asr.text import WORD_DELIMITER_TOKEN
@@ -196,7 +196,7 @@ class Trainer:
                 return
         if from_start and batches == 0:
             raise InputError(
-                f"None of the training recordings can be read; {first_names([*self.training_batches.problems])}."
+                f"None of the training recordings can be read; {left_out_in_words([*self.training_batches.problems])}."
             )
         if self.arguments.eval_steps is None and self.progress.step > 0:
             self._validate(bar, stop)
@@ -411,7 +411,7 @@ class Trainer:
     def _report_unreadable(self) -> None:
         names = gather_object(list(self.training_batches.problems))
         if names:
-            self.accelerator.print(f"Training recordings that could not be read: {first_names(names)}.")
+            self.accelerator.print(f"Training recordings that could not be read: {left_out_in_words(names)}.")
 
 
 def total_steps(arguments: argparse.Namespace, batches_per_epoch: int) -> int:
@@ -421,11 +421,10 @@ def total_steps(arguments: argparse.Namespace, batches_per_epoch: int) -> int:
     return max(1, arguments.max_epochs * batches_per_epoch // arguments.gradient_accumulation_steps)
 
 
-def first_names(names: Sequence[str]) -> str:
+def left_out_in_words(names: Sequence[str]) -> str:
     """How many utterances are left out, and which ones, as a part of a sentence."""
     names = list(dict.fromkeys(names))
-    more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
-    return f"{len(names):,} left out: {', '.join(names[:3])}{more}"
+    return f"{len(names):,} left out: {first_names(names)}"
 
 
 def in_plain_numbers(batches: list[dict[str, float | torch.Tensor]]) -> list[dict[str, float]]:

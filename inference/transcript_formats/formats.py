@@ -6,7 +6,7 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -109,7 +109,7 @@ def check_destination(format_name: str, output: Path | None, ids: Sequence[str])
         raise InputError(
             f"{output} is a file, without the suffix {format.suffix}; --output must name a folder, or a file with it."
         )
-    doubled = [name for name, count in Counter(_file_names(ids)).items() if count > 1]
+    doubled = [name for name, count in Counter(_names_of_files(ids)).items() if count > 1]
     if doubled:
         raise InputError(f"Two recordings would be written to {output / doubled[0]}{format.suffix}; rename one.")
 
@@ -121,7 +121,10 @@ def makes_a_folder(format_name: str, output: Path | None) -> bool:
 
 
 def write_transcripts(
-    transcripts: Sequence[TimedTranscript], format_name: str, output: Path | None, ids: Sequence[str] | None = None
+    transcripts: Sequence[TimedTranscript],
+    format_name: str,
+    output: Path | None,
+    names: Mapping[str, str] | None = None,
 ) -> list[Path]:
     """Write to a file, to a folder, or, without an output, to stdout.
 
@@ -131,7 +134,7 @@ def write_transcripts(
         transcripts: of recordings.
         format_name: of `FORMATS`.
         output: a file or a folder.
-        ids: of all recordings of the run, among which each needs a name of its own; None: these are all.
+        names: `file_names` of all recordings of the run; None: these are all.
 
     Returns:
         The files that were written.
@@ -149,8 +152,7 @@ def write_transcripts(
     elif _names_file(format, output):
         contents = {output: format.of_one(transcripts[0])}
     else:
-        ids = [transcript.id for transcript in transcripts] if ids is None else ids
-        names = dict(zip(ids, _file_names(ids), strict=True))
+        names = file_names([transcript.id for transcript in transcripts]) if names is None else names
         contents = {
             output / f"{names[transcript.id]}{format.suffix}": format.of_one(transcript) for transcript in transcripts
         }
@@ -167,7 +169,12 @@ def _names_file(format: Format, output: Path) -> bool:
     return output.suffix.lower() == format.suffix.lower() and not output.is_dir()
 
 
-def _file_names(ids: Sequence[str]) -> list[str]:
+def file_names(ids: Sequence[str]) -> dict[str, str]:
+    """Recording -> what its file in a folder is called, without a suffix."""
+    return dict(zip(ids, _names_of_files(ids), strict=True))
+
+
+def _names_of_files(ids: Sequence[str]) -> list[str]:
     """`recording_names`, of which paths become names of files."""
     return [
         re.sub(r"[^\w.+-]+", "_", name).strip("_") if Path(name).name != name else name for name in recording_names(ids)

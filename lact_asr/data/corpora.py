@@ -36,7 +36,7 @@ from lact_asr.data.corpus_listings import (
 )
 from lact_asr.data.dataset_types import DATASET_TYPES
 from lact_asr.data.shar import shar_entries, shar_folders
-from lact_asr.errors import InputError, one_line
+from lact_asr.errors import InputError, first_names, one_line
 from lact_asr.text import normalise_text, unspellable_characters
 
 _HEADER_THREADS = 16
@@ -81,9 +81,8 @@ class Corpus:
         for problem in self.problems:
             by_kind[problem.kind].append(problem)
         for kind, problems in sorted(by_kind.items(), key=lambda item: -len(item[1])):
-            names = one_line(", ".join(problem.name for problem in problems[:max_names]))
-            more = f" and {len(problems) - max_names:,} more" if len(problems) > max_names else ""
-            lines.append(f"  {len(problems):,} × {kind}: {names}{more}")
+            names = one_line(first_names([problem.name for problem in problems], max_names))
+            lines.append(f"  {len(problems):,} × {kind}: {names}")
         return "\n".join(lines)
 
 
