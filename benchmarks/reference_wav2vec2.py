@@ -2,20 +2,25 @@
 
 Takes the flags of training/train_hybrid_asr.py, for a corpus that is there. The peer has the configuration's front end, width, depth
 and number of parameters; the batches, augmentation, front-end warm start, optimiser, schedule and language model are ours.
-Choose --max_steps so that both trainings cost the same time: `python -m benchmarks.training` measures a step of each.
+Choose --max_steps so that both trainings cost the same time: `python -m benchmarks.training` measures a step of each. The best model
+also becomes a folder of Transformers', OUTPUT_DIR/transformers, which every command takes as its --checkpoint.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import shutil
 import sys
+from pathlib import Path
 
 from accelerate import Accelerator
+from transformers import Wav2Vec2Processor
 
 from benchmarks.training_systems import number_of_parameters
 from benchmarks.wav2vec2_peer import Wav2Vec2Peer
 from lact_asr.atomic_files import write_json
-from lact_asr.checkpoint import BEST_MODEL, LoadedCheckpoint, load_torch_file
+from lact_asr.checkpoint import BEST_MODEL, load_checkpoint, load_torch_file
 from lact_asr.data.corpora import load_corpus
 from lact_asr.errors import exit_on_input_error
 from lact_asr.inference.companions import LANGUAGE_MODEL_NAME
@@ -80,25 +85,32 @@ def make_peer_trainer(arguments: argparse.Namespace, accelerator: Accelerator) -
 
 
 def _transcribe(arguments: argparse.Namespace, model: Wav2Vec2Peer) -> None:
-    """The best model on the validation set, written as `hybrid_asr_inference.py` does and printed as a table."""
-    content = load_torch_file(arguments.output_dir / BEST_MODEL)
-    model.load_state_dict(content["model"])
-    processor = HybridASRProcessor.from_vocabulary(content["vocabulary"], model.config.do_normalize)
+    """The best model as a folder of Transformers', and with it the validation set: written as `hybrid_asr_inference.py` does and printed as a table."""
+    folder = _save_for_transformers(arguments.output_dir, model)
+    checkpoint = load_checkpoint(folder)
     language_model = load_language_model(arguments.output_dir / LANGUAGE_MODEL_NAME)
     corpus = load_corpus(arguments.data_dir, arguments.val_subset, arguments.dataset_type)
-    decoders = {
-        "greedy": make_decoder(processor.vocabulary, model.config.ctc_blank_id),
-        "beam + LM": make_decoder(
-            processor.vocabulary, model.config.ctc_blank_id, beam_size=50, language_model=language_model
-        ),
-    }
+    make = functools.partial(make_decoder, checkpoint.processor.vocabulary, checkpoint.model.config.pad_token_id)
+    decoders = {"greedy": make(), "beam + LM": make(beam_size=50, language_model=language_model)}
     summaries = {}
     for name, decoder in decoders.items():
-        recogniser = Recogniser(LoadedCheckpoint(model.eval(), processor), decoder)
+        recogniser = Recogniser(checkpoint, decoder)
         path = arguments.output_dir / f"results_{arguments.val_subset}_{name.split()[0]}.jsonl"
         with ResultsWriter(path) as writer:
             summaries[name] = summarise(evaluate(corpus_utterances(corpus), recogniser, writer))
     print(format_table(summaries))
+
+
+def _save_for_transformers(run: Path, model: Wav2Vec2Peer) -> Path:
+    """What `Wav2Vec2ForCTC.from_pretrained`, and every ``--checkpoint``, reads; the run's language model lies in it, too."""
+    content = load_torch_file(run / BEST_MODEL)
+    model.load_state_dict(content["model"])
+    folder = run / "transformers"
+    model.wav2vec2.save_pretrained(folder)
+    processor = HybridASRProcessor.from_vocabulary(content["vocabulary"], model.config.do_normalize)
+    Wav2Vec2Processor(processor.feature_extractor, processor.tokenizer).save_pretrained(folder)
+    shutil.copyfile(run / LANGUAGE_MODEL_NAME, folder / LANGUAGE_MODEL_NAME)
+    return folder
 
 
 if __name__ == "__main__":

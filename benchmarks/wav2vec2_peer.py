@@ -8,6 +8,7 @@ from transformers import Wav2Vec2ForCTC
 
 from benchmarks.training_systems import peer_config
 from lact_asr import HybridASRConfig, HybridASRForCTC
+from lact_asr.front_end.geometry import FrameGeometry
 from lact_asr.modeling_hybrid_asr import HybridASROutput
 
 
@@ -19,7 +20,11 @@ class PeerFrontEnd(nn.Module):
         self.feature_extractor = wav2vec2.wav2vec2.feature_extractor
         self.output_dim = config.conv_dim[-1]
         self._count = (wav2vec2._get_feat_extract_output_lengths,)  # in a tuple: no submodule
-        self.samples_per_frame, self.receptive_field_samples = _hop_and_window(wav2vec2.config)
+        geometry = FrameGeometry.of(wav2vec2.config)
+        self.samples_per_frame, self.receptive_field_samples = (
+            geometry.samples_per_frame,
+            geometry.receptive_field_samples,
+        )
 
     def frame_lengths(self, sample_lengths: Tensor) -> Tensor:
         """[B] samples -> [B] frames."""
@@ -28,15 +33,6 @@ class PeerFrontEnd(nn.Module):
     def forward(self, input_values: Tensor, sample_lengths: Tensor) -> tuple[Tensor, Tensor]:
         """(features [B, T, C], lengths [B]) of [B, samples]."""
         return self.feature_extractor(input_values).transpose(1, 2), self.frame_lengths(sample_lengths)
-
-
-def _hop_and_window(config: object) -> tuple[int, int]:
-    """Samples from one frame to the next, and samples that a frame hears."""
-    hop, window = 1, 1
-    for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
-        window += (kernel - 1) * hop
-        hop *= stride
-    return hop, window
 
 
 class Wav2Vec2Peer(nn.Module):

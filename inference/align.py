@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     utterances = _utterances(arguments)
     check_destination(arguments.output_format, arguments.output, [utterance.id for utterance in utterances])
     checkpoint = load_checkpoint(arguments.checkpoint)
-    decoder = make_decoder(checkpoint.processor.vocabulary, checkpoint.model.config.ctc_blank_id)
+    decoder = make_decoder(checkpoint.processor.vocabulary, checkpoint.model.config.pad_token_id)
     recogniser = Recogniser(checkpoint, decoder, device=choose_device(arguments.device))
     transcripts = _align(utterances, recogniser, arguments.characters)
     write_transcripts(transcripts, arguments.output_format, arguments.output)

@@ -50,7 +50,7 @@ def _check_name(name: str | None) -> None:
 
 
 def export(run: Path, folder: Path, name: str, results: list[Path], license: str | None = None) -> None:
-    """Fill a folder that `load_checkpoint` and Transformers' ``from_pretrained`` read.
+    """Fill a folder that `load_hybrid_checkpoint` and Transformers' ``from_pretrained`` read.
 
     Args:
         run: a run's folder, of which the best model is taken, one of its checkpoint files, or a folder of ``save_pretrained``.
@@ -62,14 +62,14 @@ def export(run: Path, folder: Path, name: str, results: list[Path], license: str
     Raises:
         InputError: the checkpoint, a results file or the run's description cannot be used.
     """
-    from lact_asr.checkpoint import load_checkpoint
+    from lact_asr.checkpoint import load_hybrid_checkpoint
     from lact_asr.inference.exporting.model_card import fill_model_card, read_run, read_scored_subset
     from lact_asr.inference.ttt.statistics import STATISTICS_NAME
 
     scored = [read_scored_subset(path) for path in results]
     run_folder = run.parent if run.is_file() else run
     description = read_run(run_folder)
-    checkpoint = load_checkpoint(run)
+    checkpoint = load_hybrid_checkpoint(run)
     checkpoint.model.save_pretrained(folder)
     checkpoint.processor.save_pretrained(folder)
     has_language_model = _copy_language_model(run_folder, folder)

@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
 
     checkpoint = load_checkpoint(arguments.checkpoint)
     corpus = load_corpus(arguments.data_dir, arguments.subset, arguments.dataset_type)
-    decoder = make_decoder(checkpoint.processor.vocabulary, checkpoint.model.config.ctc_blank_id)
+    decoder = make_decoder(checkpoint.processor.vocabulary, checkpoint.model.config.pad_token_id)
     recogniser = Recogniser(checkpoint, decoder, device=choose_device(arguments.device))
     utterances = corpus_utterances(corpus)
     accumulator = _accumulate(recogniser, spread_evenly(utterances, arguments.max_samples))

@@ -8,8 +8,9 @@ import copy
 import dataclasses
 import functools
 
+from transformers import PreTrainedConfig
+
 from lact_asr.checkpoint import LoadedCheckpoint
-from lact_asr.configuration_hybrid_asr import HybridASRConfig
 from lact_asr.devices import choose_device
 from lact_asr.errors import InputError
 from lact_asr.inference.alignment.ctc_paths import decoder_path
@@ -23,6 +24,7 @@ from lact_asr.inference.companions import (
 from lact_asr.inference.decoding import (
     DEFAULT_LM_WEIGHT,
     DEFAULT_WORD_SCORE,
+    CTCAlphabet,
     Decoder,
     DecodingPool,
     make_decoder,
@@ -39,7 +41,7 @@ from lact_asr.inference.ttt.views import Guides
 from lact_asr.modeling_hybrid_asr import HybridASRForCTC
 
 
-def fill_in_defaults(arguments: argparse.Namespace, config: HybridASRConfig) -> argparse.Namespace:
+def fill_in_defaults(arguments: argparse.Namespace, config: PreTrainedConfig) -> argparse.Namespace:
     """The command line with every flag that was left out replaced by the value that will be used.
 
     What results are reported and resumed with should not depend on files that may change or appear later.
@@ -95,7 +97,7 @@ def make_recogniser(arguments: argparse.Namespace, checkpoint: LoadedCheckpoint)
     if not all_finite(*checkpoint.model.parameters()):
         raise InputError(f"The weights in {arguments.checkpoint} hold NaN or infinity: its training failed.")
     if arguments.freeze_fast_weights:
-        if not checkpoint.model.config.use_fast_weights:
+        if not getattr(checkpoint.model.config, "use_fast_weights", False):
             raise InputError(
                 f"The model {arguments.checkpoint} has no fast weights for --freeze_fast_weights to freeze."
             )
@@ -125,12 +127,12 @@ def _guides(
     recipe: Recipe, arguments: argparse.Namespace, checkpoint: LoadedCheckpoint, language_model: LanguageModel | None
 ) -> Guides:
     """What a recipe's losses and the safeguards need: a decoder for paths, statistics of training, what is text."""
-    vocabulary, blank_id = checkpoint.processor.vocabulary, checkpoint.model.config.ctc_blank_id
+    vocabulary, blank_id = checkpoint.processor.vocabulary, checkpoint.model.config.pad_token_id
     find_path = statistics = None
     beam_size = max(stage.beam_size for stage in recipe.stages)
     if beam_size > 1:
         decoder = _decoder(arguments, checkpoint, language_model, beam_size)
-        find_path = decoder_path(decoder, vocabulary, blank_id)
+        find_path = decoder_path(decoder, CTCAlphabet(vocabulary, blank_id), blank_id)
     if any(stage.loss.statistics for stage in recipe.stages):
         path = companion(arguments.checkpoint, STATISTICS_NAME)
         path = path or checkpoint_folder(arguments.checkpoint) / STATISTICS_NAME
@@ -163,7 +165,7 @@ def describe_recogniser(arguments: argparse.Namespace) -> str:
 def _decoder(
     arguments: argparse.Namespace, checkpoint: LoadedCheckpoint, language_model: LanguageModel | None, beam_size: int
 ) -> Decoder:
-    vocabulary, blank_id = checkpoint.processor.vocabulary, checkpoint.model.config.ctc_blank_id
+    vocabulary, blank_id = checkpoint.processor.vocabulary, checkpoint.model.config.pad_token_id
     options = _search_options(arguments)
     return make_decoder(vocabulary, blank_id, beam_size=beam_size, language_model=language_model, **options)
 
@@ -182,7 +184,7 @@ def decoding_pool(
     """The processes of ``--decoding_processes``, or None; arguments as for `make_recogniser`, which checks them."""
     if arguments.decoding_processes == 0:
         return contextlib.nullcontext()
-    vocabulary, blank_id = checkpoint.processor.vocabulary, checkpoint.model.config.ctc_blank_id
+    vocabulary, blank_id = checkpoint.processor.vocabulary, checkpoint.model.config.pad_token_id
     options = {"beam_size": arguments.beam_size, **_search_options(arguments)}
     make = functools.partial(_load_decoder, vocabulary, blank_id, arguments.lm_path, options)
     return DecodingPool(make, arguments.decoding_processes)

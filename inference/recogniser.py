@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -12,8 +12,9 @@ from torch.nn.utils.rnn import pad_sequence
 from lact_asr.audio import SAMPLE_RATE_HZ
 from lact_asr.checkpoint import LoadedCheckpoint
 from lact_asr.errors import InputError
+from lact_asr.front_end.geometry import FrameGeometry
 from lact_asr.inference.alignment.word_times import Word, words_in_seconds
-from lact_asr.inference.decoding import Decoder, DecodingPool, Transcript
+from lact_asr.inference.decoding import CTCAlphabet, Decoder, DecodingPool, TimedWord, Transcript
 from lact_asr.inference.evaluation import Recognition
 from lact_asr.inference.long_audio.fast_weight_memory import FastWeightMemory
 from lact_asr.inference.ttt.choice import adapted_is_likelier
@@ -23,6 +24,7 @@ from lact_asr.inference.ttt.recipes import Recipe
 from lact_asr.inference.ttt.scopes import CarriedTrainer, make_trainer
 from lact_asr.inference.ttt.settings import TTTSettings
 from lact_asr.inference.ttt.views import Guides
+from lact_asr.modeling_hybrid_asr import HybridASRForCTC
 from lact_asr.ttt_parameters import output_features
 from lact_asr.wav2vec2_encoder import frames_mask
 
@@ -41,6 +43,7 @@ class Recogniser:
         carry_fast_weights: the decay of a `FastWeightMemory`; None starts every utterance afresh.
 
     Attributes:
+        alphabet: what the model's outputs mean.
         memory: of fast weights; None without ``carry_fast_weights``.
         refusals: reason -> utterances that test-time training left as they were.
     """
@@ -60,6 +63,8 @@ class Recogniser:
         self.decoder, self.device, self.move_emission_to_cpu = decoder, torch.device(device), move_emission_to_cpu
         self.trainer = None if ttt_settings is None else make_trainer(self.model, ttt_settings, guides)
         self.keep, self.refusals = keep, {}
+        self.alphabet = CTCAlphabet(self.processor.vocabulary, self.model.config.pad_token_id)
+        self._geometry = FrameGeometry.of(self.model.config)
         self.memory = None if carry_fast_weights is None else FastWeightMemory(self.model, carry_fast_weights)
 
     @property
@@ -91,14 +96,22 @@ class Recogniser:
         """
         if self.memory is not None and self.memory.is_carrying:
             return [self._next_piece(samples) for samples in recordings]
-        input_values, attention_mask = self._batch(recordings)
         if self.trainer is None:
-            with torch.no_grad():
-                output = self.model(input_values, attention_mask=attention_mask)
-            rows = zip(output.logits, output.frame_lengths.tolist(), strict=True)
-            return [self._answer(logits[:length]) for logits, length in rows]
+            return [self._answer(logits) for logits in self._logits(recordings)]
+        input_values, attention_mask = self._batch(recordings)
         outcomes = self.trainer.adapt_batch(input_values, attention_mask, speakers)
         return [self._adapted_answer(outcome) for outcome in outcomes]
+
+    @torch.no_grad()
+    def _logits(self, recordings: Sequence[np.ndarray]) -> list[torch.Tensor]:
+        """[T, V] of each recording."""
+        if isinstance(self.model, HybridASRForCTC):
+            input_values, attention_mask = self._batch(recordings)
+            output = self.model(input_values, attention_mask=attention_mask)
+            rows = zip(output.logits, output.frame_lengths.tolist(), strict=True)
+            return [logits[:length] for logits, length in rows]
+        # Several Transformers models let padding into their convolutions or norms.
+        return [self.model(self._input_values(samples)).logits[0] for samples in recordings]
 
     def _batch(self, recordings: Sequence[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(input_values [B, samples], attention_mask [B, samples], or None where all are equally long)."""
@@ -140,15 +153,16 @@ class Recogniser:
         self, transcript: Transcript, without_ttt: str | None = None, refusal: str | None = None
     ) -> Recognition:
         alternatives = tuple(other.text for other in transcript.alternatives)
-        return Recognition(transcript.text, without_ttt, refusal, self._words(transcript), alternatives)
+        return Recognition(transcript.text, without_ttt, refusal, self.in_seconds(transcript.words), alternatives)
 
-    def _words(self, transcript: Transcript) -> tuple[Word, ...]:
-        return words_in_seconds(transcript.words, self.model.front_end)
+    def in_seconds(self, words: Iterable[TimedWord]) -> tuple[Word, ...]:
+        """A decoder's words with their times in a recording."""
+        return words_in_seconds(words, self._geometry)
 
     def _is_likelier(self, before: Transcript, after: Transcript, outcome: TTTOutcome) -> bool:
         log_probs = tuple(_log_probs(logits) for logits in (outcome.logits_before, outcome.logits))
-        labels = tuple(self.processor.tokenizer(transcript.text).input_ids for transcript in (before, after))
-        return adapted_is_likelier(before, after, log_probs, labels, self.model.config.ctc_blank_id)
+        labels = tuple(self.alphabet.token_ids(transcript.text) for transcript in (before, after))
+        return adapted_is_likelier(before, after, log_probs, labels, self.model.config.pad_token_id)
 
     @torch.no_grad()
     def emission(self, samples: np.ndarray) -> torch.Tensor:

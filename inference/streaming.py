@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from lact_asr.errors import InputError
+from lact_asr.front_end.geometry import FrameGeometry
 from lact_asr.inference.alignment.word_times import Word, words_in_seconds
 from lact_asr.inference.decoding import Decoder, GreedyDecoder, Transcript
 from lact_asr.inference.streams.streaming_front_end import RunningMoments
@@ -166,4 +167,4 @@ class StreamingTranscriber:
             )
             for word in transcript.words
         ]
-        return words_in_seconds(moved, self.model.front_end)
+        return words_in_seconds(moved, FrameGeometry.of(self.model.config))

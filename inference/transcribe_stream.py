@@ -47,11 +47,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _transcriber(options: argparse.Namespace) -> StreamingTranscriber:
-    from lact_asr.checkpoint import load_checkpoint
+    from lact_asr.checkpoint import load_hybrid_checkpoint
     from lact_asr.inference.inference_setup import fill_in_defaults, make_recogniser
     from lact_asr.inference.streaming import StreamingTranscriber
 
-    checkpoint = load_checkpoint(options.checkpoint)
+    checkpoint = load_hybrid_checkpoint(options.checkpoint)
     flags = ["--checkpoint", options.checkpoint, "--audio_file", "-", "--beam_size", str(options.beam_size)]
     flags += ["--device", options.device, *(["--greedy"] if options.greedy else ["--lm_path", options.lm_path])]
     recogniser = make_recogniser(

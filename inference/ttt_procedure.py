@@ -25,7 +25,7 @@ from lact_asr.inference.ttt.stage import GradientStage
 from lact_asr.inference.ttt.views import Guides, Rows
 from lact_asr.lact_layer import constant_updates
 from lact_asr.modeling_hybrid_asr import HybridASRForCTC
-from lact_asr.ttt_names import FALLBACK_LOSS, SEARCH
+from lact_asr.ttt_names import SEARCH
 from lact_asr.wav2vec2_encoder import frames_mask
 
 
@@ -57,8 +57,7 @@ class TestTimeTrainer:
         guides: Guides = Guides(),  # noqa: B008 - frozen
     ) -> None:
         if settings is None:
-            hybrid = isinstance(model, HybridASRForCTC)
-            settings = TTTSettings.of(model.config) if hybrid else TTTSettings(FALLBACK_LOSS)
+            settings = TTTSettings.of(model.config)
         self.model, self.guides = model, guides
         self.settings = (settings,) if isinstance(settings, TTTSettings) else tuple(settings)
         self.blank_id = model.config.pad_token_id if blank_id is None else blank_id

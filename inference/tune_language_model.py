@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     if language_model is None:
         raise InputError(f"There is no {LANGUAGE_MODEL_NAME} beside {arguments.checkpoint}; give --lm_path.")
     corpus = load_corpus(arguments.data_dir, arguments.subset, arguments.dataset_type)
-    vocabulary, blank_id = checkpoint.processor.vocabulary, checkpoint.model.config.ctc_blank_id
+    vocabulary, blank_id = checkpoint.processor.vocabulary, checkpoint.model.config.pad_token_id
 
     options = {"beam_size": arguments.beam_size, "back_end": arguments.decoder}
     decoder = functools.partial(_decoder, vocabulary, blank_id, language_model, options)

@@ -1,4 +1,4 @@
-"""Self-contained checkpoints: configuration, vocabulary and weights in one file, or a `save_pretrained` folder."""
+"""Checkpoints: configuration, vocabulary and weights in one file, or a `save_pretrained` folder, of this package's models or Transformers'."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ from pathlib import Path
 
 import huggingface_hub
 import torch
+from transformers import AutoConfig, PreTrainedModel
 
 from lact_asr.configuration_hybrid_asr import HybridASRConfig
 from lact_asr.errors import InputError
 from lact_asr.modeling_hybrid_asr import HybridASRForCTC
 from lact_asr.processing_hybrid_asr import HybridASRProcessor, check_vocabulary
+from lact_asr.transformers_ctc import load_transformers_ctc
 
 FORMAT = "lact-asr checkpoint, version 1"
 BEST_MODEL = "best_model.pt"  # in the folder of a training run
@@ -29,9 +31,12 @@ TRAINING_STATE = "lact-asr training state"  # begins the format of checkpoint_ST
 
 @dataclass
 class LoadedCheckpoint:
-    """A model ready for inference, its processor, and what training noted down."""
+    """A model ready for inference, its processor, and what training noted down.
 
-    model: HybridASRForCTC
+    ``model`` is a `HybridASRForCTC`, or a CTC model of Transformers (`lact_asr.transformers_ctc`).
+    """
+
+    model: HybridASRForCTC | PreTrainedModel
     processor: HybridASRProcessor
     notes: dict = field(default_factory=dict)
 
@@ -130,6 +135,7 @@ def load_checkpoint(name_or_path: str | os.PathLike) -> LoadedCheckpoint:
     """Load a model for inference from a checkpoint file or a run's folder, a `save_pretrained` folder or a hub name.
 
     Of a run's folder ``best_model.pt`` is taken; ``checkpoint_STEP.pt`` needs the ``config.json`` that lies beside it.
+    Folders and hub names may also be of a CTC model of Transformers.
 
     Raises:
         InputError: one sentence that says why it cannot be used.
@@ -147,6 +153,18 @@ def load_checkpoint(name_or_path: str | os.PathLike) -> LoadedCheckpoint:
     if not huggingface_hub.constants.HF_HUB_OFFLINE:
         print(f"There is no folder {name_or_path} here; asking the Hugging Face hub.", file=sys.stderr)
     return _load_folder(str(name_or_path))
+
+
+def load_hybrid_checkpoint(name_or_path: str | os.PathLike) -> LoadedCheckpoint:
+    """As `load_checkpoint`, where nothing but a model of this package will do.
+
+    Raises:
+        InputError: as `load_checkpoint`, or it is a model of Transformers.
+    """
+    checkpoint = load_checkpoint(name_or_path)
+    if not isinstance(checkpoint.model, HybridASRForCTC):
+        raise InputError(f"{name_or_path} is a {type(checkpoint.model).__name__}; this needs a model of this package.")
+    return checkpoint
 
 
 def _can_only_be_a_path(name: str) -> bool:
@@ -204,6 +222,9 @@ def _check_weights(config: HybridASRConfig, weights: dict, path: Path) -> None:
 def _load_folder(name_or_folder: str) -> LoadedCheckpoint:
     importlib.import_module("lact_asr.auto")  # the tokenizer is found by the model's type, or with a warning
     try:
+        config = AutoConfig.from_pretrained(name_or_folder)
+        if not isinstance(config, HybridASRConfig):
+            return LoadedCheckpoint(*load_transformers_ctc(name_or_folder, config))
         model, loading = HybridASRForCTC.from_pretrained(name_or_folder, output_loading_info=True)
         processor = HybridASRProcessor.from_pretrained(name_or_folder)
     except InputError:

@@ -14,7 +14,7 @@ Number = TypeVar("Number", int, float)
 
 def add_checkpoint(parser: argparse._ActionsContainer, remark: str = "") -> None:
     """``--checkpoint``, required; a remark follows its help."""
-    model = "best_model.pt, a save_pretrained folder or a hub name"
+    model = "best_model.pt, a save_pretrained folder or a hub name; most commands take Transformers' CTC models, too (facebook/wav2vec2-base-960h)"
     parser.add_argument("--checkpoint", required=True, metavar="FILE_OR_FOLDER", help=model + remark)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lact_asr.atomic_files import write_text
-from lact_asr.checkpoint import LoadedCheckpoint, load_checkpoint
+from lact_asr.checkpoint import LoadedCheckpoint, load_hybrid_checkpoint
 from lact_asr.data.batching import make_dataloader
 from lact_asr.data.corpora import load_corpus
 from lact_asr.data.corruptions import Condition, Corruption, check_noise_source, make_corruptions
@@ -60,7 +60,7 @@ class Agreement(NamedTuple):
 def main(argv: list[str] | None = None) -> int:
     """Measure, print a Markdown table, write CSV if wanted; returns the exit code."""
     arguments = _parse(argv)
-    checkpoint = load_checkpoint(arguments.checkpoint)
+    checkpoint = load_hybrid_checkpoint(arguments.checkpoint)
     checkpoint.model.to(choose_device(arguments.device))
     conditions = [Condition.parse(text) for text in arguments.conditions]
     check_noise_source(conditions, arguments.noise_dir, arguments.noise_colour)

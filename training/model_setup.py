@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
-from lact_asr.checkpoint import load_checkpoint
+from lact_asr.checkpoint import load_hybrid_checkpoint
 from lact_asr.configuration_hybrid_asr import HybridASRConfig
 from lact_asr.errors import InputError
 from lact_asr.front_end.architecture import front_end_values
@@ -144,7 +144,7 @@ def _leave_only_rates_to_learn(model: HybridASRForCTC, arguments: argparse.Names
 
 
 def _take_weights(model: HybridASRForCTC, processor: HybridASRProcessor, name_or_path: str) -> None:
-    source = load_checkpoint(name_or_path)
+    source = load_hybrid_checkpoint(name_or_path)
     if source.processor.vocabulary != processor.vocabulary:
         raise InputError(f"The vocabulary of {name_or_path} differs from this run's; use --vocabulary {name_or_path}.")
     missing, unexpected = [], []

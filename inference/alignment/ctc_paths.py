@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from lact_asr.inference.decoding import Decoder
+    from lact_asr.inference.decoding import CTCAlphabet, Decoder
 
 FindPath = Callable[[Tensor], Tensor]
 
@@ -56,21 +56,18 @@ def viterbi_alignment(log_probs: Tensor, labels: Tensor, blank_id: int) -> Tenso
     return states[torch.tensor(path[::-1])]
 
 
-def decoder_path(decoder: Decoder, vocabulary: Mapping[str, int], blank_id: int) -> FindPath:
+def decoder_path(decoder: Decoder, alphabet: CTCAlphabet, blank_id: int) -> FindPath:
     """A function from logits [T, V] to the path [T] of a decoder's transcript, the most likely that spells it.
 
     Args:
         decoder: e.g. a beam search with a language model.
-        vocabulary: token -> id; spaces of the transcript are "|" where the vocabulary has it, and characters without a token
-            are passed over.
+        alphabet: what the columns of the logits mean.
         blank_id: the CTC blank.
     """
-    ids = {" ": vocabulary.get("|", blank_id), **vocabulary}
 
     def find(logits: Tensor) -> Tensor:
         log_probs = logits.detach().float().log_softmax(-1)
-        text = decoder.decode(log_probs).text
-        labels = torch.tensor([ids[character] for character in text if character in ids], dtype=torch.long)
-        return viterbi_alignment(log_probs, labels[labels != blank_id], blank_id).to(logits.device)
+        labels = torch.tensor(alphabet.token_ids(decoder.decode(log_probs).text), dtype=torch.long)
+        return viterbi_alignment(log_probs, labels, blank_id).to(logits.device)
 
     return find

@@ -10,8 +10,9 @@ import torch
 
 from lact_asr.errors import InputError
 from lact_asr.inference.alignment.ctc_paths import viterbi_alignment
-from lact_asr.inference.alignment.word_times import TimedTranscript, words_in_seconds
+from lact_asr.inference.alignment.word_times import TimedTranscript
 from lact_asr.inference.decoding import CTCAlphabet, LogProbs, TimedWord
+from lact_asr.inference.decoding.alphabet import in_case_of
 from lact_asr.inference.decoding.confidence import with_confidence
 from lact_asr.inference.recogniser import Recogniser
 from lact_asr.sample_rate import SAMPLE_RATE_HZ
@@ -65,14 +66,14 @@ def align_recording(
     Raises:
         InputError: as `align_text`.
     """
-    words, spelling = align_text(recogniser.emission(samples), text, recogniser.decoder.alphabet)
-    front_end = recogniser.model.front_end
+    text = in_case_of(text, recogniser.alphabet.characters) or text
+    words, spelling = align_text(recogniser.emission(samples), text, recogniser.alphabet)
     return TimedTranscript(
         id,
         text,
-        words_in_seconds(words, front_end),
+        recogniser.in_seconds(words),
         len(samples) / SAMPLE_RATE_HZ,
-        words_in_seconds(spelling, front_end) if characters else (),
+        recogniser.in_seconds(spelling) if characters else (),
     )
 
 

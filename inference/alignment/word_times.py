@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 from lact_asr.sample_rate import SAMPLE_RATE_HZ
 
 if TYPE_CHECKING:
+    from lact_asr.front_end.geometry import FrameGeometry
     from lact_asr.inference.decoding import TimedWord
-    from lact_asr.wav2vec2_encoder import Wav2Vec2FrontEnd
 
 CONFIDENCE_DIGITS = 3
 
@@ -56,20 +56,20 @@ class TimedTranscript:
     characters: tuple[Word, ...] = ()
 
 
-def words_in_seconds(words: Iterable[TimedWord], front_end: Wav2Vec2FrontEnd) -> tuple[Word, ...]:
+def words_in_seconds(words: Iterable[TimedWord], geometry: FrameGeometry) -> tuple[Word, ...]:
     """A decoder's words with times in seconds, and with confidences rounded to what does not depend on the batch."""
     return tuple(
         Word(
             word.text,
-            frame_seconds(word.start_frame, front_end),
-            frame_seconds(word.end_frame, front_end),
+            frame_seconds(word.start_frame, geometry),
+            frame_seconds(word.end_frame, geometry),
             round(word.confidence, CONFIDENCE_DIGITS),
         )
         for word in words
     )
 
 
-def frame_seconds(frame: int, front_end: Wav2Vec2FrontEnd) -> float:
+def frame_seconds(frame: int, geometry: FrameGeometry) -> float:
     """Where the samples that a frame stands for begin, in seconds from the start of the recording."""
-    stride, field = front_end.samples_per_frame, front_end.receptive_field_samples
+    stride, field = geometry.samples_per_frame, geometry.receptive_field_samples
     return (stride * frame + (field - stride) / 2) / SAMPLE_RATE_HZ

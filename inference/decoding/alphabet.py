@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
@@ -20,6 +20,12 @@ LogProbs = torch.Tensor | np.ndarray
 def respell(text: str, spelling: Mapping[str, str]) -> str:
     """Change characters, such as between the cases of an acoustic and a language model."""
     return "".join(spelling.get(character, character) for character in text)
+
+
+def in_case_of(text: str, characters: Iterable[str]) -> str | None:
+    """A text as a model spells it: as it is, or in upper or lower case; None where characters are missing in each."""
+    known = {" ", *characters}
+    return next((case for case in (text, text.upper(), text.lower()) if known.issuperset(case)), None)
 
 
 class CTCAlphabet:
@@ -82,6 +88,10 @@ class CTCAlphabet:
     def spell(self, text: str) -> list[int]:
         """Indices into `labels` that spell a text, by the longest labels from the left; characters without a label are passed over."""
         return [self._index[label] for label in self._spelling.findall(text)]
+
+    def token_ids(self, text: str) -> list[int]:
+        """As `spell`, in ids of the vocabulary."""
+        return self.columns[self.spell(text)].tolist() if text else []
 
     def prepare(self, log_probs: LogProbs, length: int | None) -> np.ndarray:
         """Cut one utterance out of its padding and columns, and renormalise it.

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from lact_asr.errors import InputError
-from lact_asr.inference.decoding.alphabet import CTCAlphabet, LogProbs, respell
+from lact_asr.inference.decoding.alphabet import CTCAlphabet, LogProbs, in_case_of, respell
 from lact_asr.inference.decoding.confidence import with_confidence
 from lact_asr.inference.decoding.greedy import GreedyDecoder
 from lact_asr.inference.decoding.search import Hypothesis, make_search
@@ -96,7 +96,7 @@ def _spellable(words: Iterable[str], characters: Iterable[str]) -> tuple[str, ..
     characters = set(characters)
     spelt = []
     for word in words:
-        candidate = next((case for case in (word, word.upper(), word.lower()) if characters.issuperset(case)), None)
+        candidate = in_case_of(word, characters)
         if candidate is None:
             raise InputError(
                 f"hot word {word!r} cannot be spelt with the model's characters {''.join(sorted(characters))!r}"

@@ -17,6 +17,7 @@ from lact_asr.errors import InputError
 from lact_asr.inference.decoding.alphabet import LogProbs
 from lact_asr.inference.decoding.transcripts import Decoder
 from lact_asr.metrics import ErrorCounts, corpus_word_errors
+from lact_asr.text import normalise_text
 
 DecoderFactory = Callable[[float, float], Decoder]
 
@@ -42,7 +43,7 @@ def tune_language_model_weights(
 
     Args:
         log_probs: one [T, V] each, without padding.
-        references: their texts.
+        references: their texts; both sides are compared as `normalise_text` spells them.
         decoder_factory: called with (lm_weight, word_score). Decoders that share a `LanguageModel` share its word list.
         lm_weights, word_scores: the grid.
         processes: pairs to try at once, each in a process of its own; above 1, the factory is pickled. Results do not depend on it.
@@ -70,7 +71,8 @@ def _try_pair(
     log_probs: Sequence[LogProbs], references: Sequence[str], factory: DecoderFactory, pair: tuple[float, float]
 ) -> TuningRow:
     decoder = factory(*pair)
-    return TuningRow(*pair, corpus_word_errors(references, [decoder.decode(frames).text for frames in log_probs]))
+    texts = [normalise_text(decoder.decode(frames).text) for frames in log_probs]
+    return TuningRow(*pair, corpus_word_errors(map(normalise_text, references), texts))
 
 
 def _in_processes(

@@ -33,7 +33,9 @@ class FastWeightMemory:
     def __init__(self, model: HybridASRForCTC, decay: float = 1.0) -> None:
         if not 0 < decay <= 1:
             raise InputError(f"--carry_fast_weights takes a decay above 0 and at most 1, not {decay:g}.")
-        if not (model.config.use_fast_weights and model.config.update_fast_weights):
+        if not isinstance(model, HybridASRForCTC) or not (
+            model.config.use_fast_weights and model.config.update_fast_weights
+        ):
             raise InputError("There is nothing for --carry_fast_weights to carry: this model updates no fast weights.")
         self.model, self.decay = model, decay
         self.is_carrying, self.states = False, None

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 
 from lact_asr.inference.alignment.word_times import Word
 from lact_asr.metrics import ErrorCounts, count_character_errors, count_word_errors
+from lact_asr.text import normalise_text
 
 _TEXT_FIELDS = ("reference", "hypothesis", "hypothesis_without_ttt", "message", "ttt_refusal")
 _ERROR_FIELDS = ("word_errors", "word_errors_without_ttt", "character_errors", "character_errors_without_ttt")
@@ -65,10 +66,12 @@ class UtteranceResult:
         words: tuple[Word, ...] | None = None,
         alternatives: tuple[str, ...] = (),
     ) -> UtteranceResult:
-        """Compare hypotheses with the reference, if there is one."""
+        """Compare hypotheses with the reference, if there is one, both as `normalise_text` spells them: models may write lower case or digits."""
 
         def errors(count: Callable[[str, str], ErrorCounts], text: str | None) -> ErrorCounts | None:
-            return None if reference is None or text is None else count(reference, text)
+            if reference is None or text is None:
+                return None
+            return count(normalise_text(reference), normalise_text(text))
 
         return cls(
             id,

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 
+from transformers import PreTrainedConfig
+
 from lact_asr.configuration_hybrid_asr import HybridASRConfig
 from lact_asr.errors import InputError
 from lact_asr.inference.ttt.recipes import Recipe, load_recipe
 from lact_asr.inference.ttt.settings import TTTSettings
-from lact_asr.ttt_names import CONTROLS, KEEP, parse_groups
+from lact_asr.ttt_names import CONTROLS, FALLBACK_LOSS, KEEP, parse_groups
 
 # Flags without "ttt_" that are values of `TTTSettings`; "parameters" is text on the command line.
 _SETTINGS = (
@@ -18,7 +20,7 @@ _SETTINGS = (
 )  # fmt: skip
 
 
-def fill_in_ttt(arguments: argparse.Namespace, config: HybridASRConfig) -> dict[str, object]:
+def fill_in_ttt(arguments: argparse.Namespace, config: PreTrainedConfig) -> dict[str, object]:
     """The TTT flags with what will be used in place of those that were left out; a learning rate of None means learned rates.
 
     Raises:
@@ -38,7 +40,7 @@ def fill_in_ttt(arguments: argparse.Namespace, config: HybridASRConfig) -> dict[
     return {**filled, "ttt_parameters": ",".join(settings.parameters)}
 
 
-def ttt_recipe(arguments: argparse.Namespace, config: HybridASRConfig) -> Recipe:
+def ttt_recipe(arguments: argparse.Namespace, config: PreTrainedConfig) -> Recipe:
     """The recipe of flags that `fill_in_ttt` has filled in.
 
     Raises:
@@ -49,7 +51,7 @@ def ttt_recipe(arguments: argparse.Namespace, config: HybridASRConfig) -> Recipe
     values = {name: getattr(arguments, f"ttt_{name}") for name in _SETTINGS}
     values |= {
         "parameters": parse_groups(arguments.ttt_parameters),
-        "mask_length": config.ttt_mask_length,
+        "mask_length": _mask_length(config),
         "seed": arguments.seed,
         "control": arguments.ttt_control,
     }
@@ -57,10 +59,14 @@ def ttt_recipe(arguments: argparse.Namespace, config: HybridASRConfig) -> Recipe
     return Recipe((TTTSettings(**values),), arguments.ttt_scope or "utterance", decay)
 
 
-def describe_default_loss(arguments: argparse.Namespace, config: HybridASRConfig) -> list[str]:
+def describe_default_loss(arguments: argparse.Namespace, config: PreTrainedConfig) -> list[str]:
     """A sentence on which loss test-time training takes where the command line, before `fill_in_defaults`, names none."""
     if not arguments.use_ttt or arguments.ttt_loss_type is not None or arguments.ttt_recipe is not None:
         return []
+    if not isinstance(config, HybridASRConfig):
+        return [
+            f"Without --ttt_loss_type models of Transformers take SUTA's TTT loss, {FALLBACK_LOSS}, with its steps and rate."
+        ]
     loss = config.default_ttt_loss
     reason = (
         "which the model's configuration names"
@@ -95,14 +101,19 @@ def _scope_in_words(arguments: argparse.Namespace) -> str:
     )
 
 
-def _recipe_with_flags(arguments: argparse.Namespace, config: HybridASRConfig) -> Recipe:
+def _recipe_with_flags(arguments: argparse.Namespace, config: PreTrainedConfig) -> Recipe:
     given = {
         name.removeprefix("ttt_"): value
         for name, value in vars(arguments).items()
         if name.startswith("ttt_") and name not in ("ttt_recipe", "ttt_keep") and value is not None
     }
-    recipe = load_recipe(arguments.ttt_recipe, {"mask_length": config.ttt_mask_length, "seed": arguments.seed, **given})
+    recipe = load_recipe(arguments.ttt_recipe, {"mask_length": _mask_length(config), "seed": arguments.seed, **given})
     return dataclasses.replace(recipe, stages=tuple(stage.resolved(config) for stage in recipe.stages))
+
+
+def _mask_length(config: PreTrainedConfig) -> int:
+    """The model's own; models of Transformers hide no frames, so that it does not matter."""
+    return config.ttt_mask_length if isinstance(config, HybridASRConfig) else TTTSettings.mask_length
 
 
 def _check_scope(scope: str, arguments: argparse.Namespace) -> None:

@@ -43,6 +43,8 @@ class Objective:
         statistics: whether it needs those of training.
         parameters: what adapts, unless the user says otherwise.
         learning_rate: of AdamW, likewise.
+        published_rate: the same for models of Transformers: what suits models trained here would be a hundred times too much
+            for those of months of training. SUTA's (arXiv 2203.14222) for wav2vec2-base-960h.
         constant_updates, frozen_layers: what a step on these parameters leaves out, likewise; see `TTTSettings`.
         max_entropy: beyond which output is too uncertain to learn from, likewise.
     """
@@ -55,6 +57,7 @@ class Objective:
     statistics: bool = False
     parameters: tuple[str, ...] = ("norms", "front_end")
     learning_rate: float = 2e-3
+    published_rate: float = 2e-5
     constant_updates: bool = False
     frozen_layers: int = 0
     max_entropy: float = 1.0
@@ -226,4 +229,6 @@ def _own_objective(name: str) -> Objective:
     if "parameters" in defaults:
         groups = defaults["parameters"]
         defaults["parameters"] = parse_groups(groups if isinstance(groups, str) else ",".join(groups))
+    if "learning_rate" in defaults:
+        defaults["published_rate"] = defaults["learning_rate"]
     return Objective(_of_logits(function), **defaults)

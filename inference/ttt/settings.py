@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
 from lact_asr.configuration_hybrid_asr import HybridASRConfig
 from lact_asr.errors import InputError
@@ -18,9 +19,10 @@ from lact_asr.inference.ttt.losses import WeightedSum
 from lact_asr.inference.ttt.optimizers import InnerOptimizer
 from lact_asr.inference.ttt.views import Guides
 from lact_asr.modeling_hybrid_asr import HybridASRForCTC
-from lact_asr.ttt_names import CONTROLS, FEATURE_OFFSET, OPTIMIZERS, SEARCH, parse_groups
+from lact_asr.ttt_names import CONTROLS, FALLBACK_LOSS, FEATURE_OFFSET, OPTIMIZERS, SEARCH, parse_groups
 from lact_asr.ttt_parameters import available_groups, front_end_of, select_parameters
 
+PUBLISHED_STEPS = 10  # SUTA's for wav2vec2-base-960h (arXiv 2203.14222)
 HIGHEST_LEARNING_RATE = 1e30  # beyond it AdamW's own arithmetic overflows
 
 
@@ -34,7 +36,8 @@ class TTTSettings:
         parameters: groups of `lact_asr.ttt_parameters`; None takes the first loss's default.
         optimizer: "adamw", "sgd" or "muon" (for matrices; AdamW for the rest); "cma_es" searches without gradients.
         learning_rate: of the optimiser, which is fresh for each utterance; None takes the rates that meta-training learned for
-            this loss, these parameters and this optimiser, if any, else the first loss's default. Of cma_es the first standard deviation.
+            this loss, these parameters and this optimiser, if any, else the first loss's default; for models of Transformers
+            its published rate. Of cma_es the first standard deviation.
         final_learning_rate: where a cosine from ``learning_rate`` ends: γ_k = γ_K + ½ (γ_0 − γ_K)(1 + cos(π k / K)) at step k
             of K (arXiv 1608.03983); None keeps the rate.
         sharpness: ρ of sharpness-aware steps, whose gradient is taken at W + ρ ∇ / ‖∇‖; 0 for plain ones.
@@ -99,8 +102,15 @@ class TTTSettings:
         self._check_refinements(loss)
 
     @classmethod
-    def of(cls, config: HybridASRConfig, **changes) -> TTTSettings:
-        """What a model's configuration says, with some values changed; what it says of another loss is left out."""
+    def of(cls, config: PreTrainedConfig, **changes) -> TTTSettings:
+        """What a model's configuration says, with some values changed; what it says of another loss is left out.
+
+        A model of Transformers says nothing: it takes SUTA's loss and as many steps, unless another loss is named.
+        """
+        if not isinstance(config, HybridASRConfig):
+            loss_type = changes.get("loss_type", FALLBACK_LOSS)
+            steps = PUBLISHED_STEPS if loss_type == FALLBACK_LOSS else cls.steps
+            return cls(**{"loss_type": loss_type, "steps": steps, **changes})
         loss_type = changes.get("loss_type", config.default_ttt_loss)
         values = {
             "loss_type": loss_type,
@@ -125,14 +135,14 @@ class TTTSettings:
         same = (self.loss_type, self.optimizer) == (config.ttt_loss_type, config.ttt_optimizer)
         return same and adapts <= set(trained_for)
 
-    def resolved(self, config: HybridASRConfig) -> TTTSettings:
-        """What `Adaptation` makes of these for a hybrid model, with nothing left open; only a learning rate of None stays, where rates were learned."""
-        _, first = self.loss.terms[0]
-        groups, learned = self.parameters or self.loss.parameters, config.ttt_training == "meta"
-        constant_updates, frozen_layers = self.savings(groups, learned)
+    def resolved(self, config: PreTrainedConfig) -> TTTSettings:
+        """What `Adaptation` makes of these for a model that hears samples, with nothing left open; only a learning rate of None stays, where rates were learned."""
+        groups, hybrid = self.parameters or self.loss.parameters, isinstance(config, HybridASRConfig)
+        learned = hybrid and config.ttt_training == "meta"
+        constant_updates, frozen_layers = self.savings(groups, learned, hybrid)
         rate = self.learning_rate
         if rate is None and self.optimizer != "sgd" and not (learned and self.is_as_trained(config)):
-            rate = first.learning_rate
+            rate = self.default_rate(hybrid)
         return dataclasses.replace(
             self,
             parameters=groups,
@@ -141,6 +151,11 @@ class TTTSettings:
             frozen_layers=frozen_layers,
             max_entropy=self.entropy_limit,
         )
+
+    def default_rate(self, hybrid: bool) -> float:
+        """The learning rate where none is given or learned, for a model of this package or of Transformers."""
+        _, first = self.loss.terms[0]
+        return first.learning_rate if hybrid or self.optimizer == SEARCH else first.published_rate
 
     @property
     def loss(self) -> WeightedSum:
@@ -153,18 +168,19 @@ class TTTSettings:
         _, first = self.loss.terms[0]
         return first.max_entropy if self.max_entropy is None else self.max_entropy
 
-    def savings(self, groups: Collection[str], learned: bool) -> tuple[bool, int]:
-        """(constant_updates, frozen_layers) of steps of the hybrid model.
+    def savings(self, groups: Collection[str], learned: bool, hybrid: bool = True) -> tuple[bool, int]:
+        """(constant_updates, frozen_layers) of steps.
 
-        What was not set is the first loss's own, as long as its own parameters adapt, at rates that were not learned with full gradients;
-        otherwise nothing is left out.
+        What was not set is the first loss's own, as long as its own parameters adapt, at rates that were not learned with full gradients,
+        and the model is of this package; otherwise nothing is left out.
 
         Args:
             groups: what adapts.
             learned: whether meta-training has learned the rates.
+            hybrid: whether the model is of this package.
         """
         _, first = self.loss.terms[0]
-        own = set(groups) == set(first.parameters) and not learned
+        own = set(groups) == set(first.parameters) and hybrid and not learned
         constant, frozen = (first.constant_updates, first.frozen_layers) if own else (False, 0)
         return (
             constant if self.constant_updates is None else self.constant_updates,
@@ -240,13 +256,14 @@ class Adaptation:
         self.model, self.settings, self.loss, self.guides = model, settings, settings.loss, guides
         self._check_loss()
         self._check_chunks()
-        _, first = self.loss.terms[0]
         self.groups = settings.parameters or available_groups(model, self.loss.parameters)
-        self.constant_updates, self.frozen_layers = self._savings()
+        learned = getattr(model, "ttt_rates", None) is not None
+        hybrid = isinstance(model, HybridASRForCTC)
+        self.constant_updates, self.frozen_layers = settings.savings(self.groups, learned, hybrid)
         self.parameters = without_layers(select_parameters(model, self.groups), model, self.frozen_layers)
         self.front_end = front_end_of(model) if FEATURE_OFFSET in self.groups else None
         self.names = {*self.parameters, *({FEATURE_OFFSET} & set(self.groups))}
-        self.rates = self._rates(first.learning_rate)
+        self.rates = self._rates(settings.default_rate(hybrid))
 
     def copies(self, rows: int) -> AbstractContextManager[Copies]:
         """What adapts, by name, while the model computes with it; see `parameter_copies`."""
@@ -255,11 +272,6 @@ class Adaptation:
     def optimizer(self) -> InnerOptimizer:
         """A fresh one."""
         return InnerOptimizer(self.settings.optimizer, self.parameters, self.rates)
-
-    def _savings(self) -> tuple[bool, int]:
-        if isinstance(self.model, HybridASRForCTC):
-            return self.settings.savings(self.groups, self.model.ttt_rates is not None)
-        return bool(self.settings.constant_updates), self.settings.frozen_layers or 0
 
     def _check_loss(self) -> None:
         if self.loss.head and getattr(self.model, "masked_prediction", None) is None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lact_asr.errors import InputError
+from lact_asr.front_end.geometry import FrameGeometry
 from lact_asr.inference.ttt.copies import Copies
 from lact_asr.inference.ttt.objectives import finite_rows
 from lact_asr.inference.ttt.optimizers import InnerOptimizer, sam_ascent
@@ -159,7 +160,8 @@ class GradientStage:
         size = self.settings.chunk_size
         if size == -1 or total_frames <= size:
             return [(slice(0, total_frames), slice(0, row.shape[1]))]
-        hop, receptive_field = _frame_geometry(self.model.config)
+        geometry = FrameGeometry.of(self.model.config)
+        hop, receptive_field = geometry.samples_per_frame, geometry.receptive_field_samples
         # A rest that is too short to be masked belongs to the piece before it.
         starts = range(0, max(1, total_frames - self.settings.mask_length), size)
         ends = [*starts[1:], total_frames]
@@ -167,14 +169,3 @@ class GradientStage:
             (slice(start, end), slice(start * hop, (end - 1) * hop + receptive_field))
             for start, end in zip(starts, ends, strict=True)
         ]
-
-
-def _frame_geometry(config) -> tuple[int, int]:
-    """(samples from one frame to the next, samples that a frame sees) of a front end of the Wav2Vec2 family.
-
-    The second follows from the stock strides: retuned ones come with dilations that keep it (see
-    `lact_asr.front_end.architecture`).
-    """
-    strides = [math.prod(config.conv_stride[:layer]) for layer in range(len(config.conv_stride))]
-    seen = 1 + sum((kernel - 1) * stride for kernel, stride in zip(config.conv_kernel, strides, strict=True))
-    return getattr(config, "samples_per_frame", math.prod(config.conv_stride)), seen

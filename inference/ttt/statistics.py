@@ -104,6 +104,6 @@ def load_statistics(path: Path, model: nn.Module, device: torch.device | str = "
         raise InputError(f"The training statistics {path} cannot be read ({error}); write them again.") from None
     config = model.config
     shape = (config.vocab_size, config.num_hidden_layers + 1, config.hidden_size)
-    if statistics.feature_mean.shape != config.conv_dim[-1:] or statistics.token_mean.shape != shape:
+    if statistics.feature_mean.shape != tuple(config.conv_dim[-1:]) or statistics.token_mean.shape != shape:
         raise InputError(f"The training statistics {path} are another model's; write them again.")
     return statistics

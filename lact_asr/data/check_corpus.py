@@ -47,13 +47,13 @@ def main(argv: list[str] | None = None) -> int:
 
 def _model(arguments: argparse.Namespace):
     """The processor and the samples a frame of the model that is to be trained."""
-    from lact_asr.checkpoint import load_checkpoint
+    from lact_asr.checkpoint import load_hybrid_checkpoint
     from lact_asr.configuration_hybrid_asr import HybridASRConfig
     from lact_asr.processing_hybrid_asr import HybridASRProcessor
     from lact_asr.text import build_vocabulary
 
     if arguments.checkpoint is not None:
-        checkpoint = load_checkpoint(arguments.checkpoint)
+        checkpoint = load_hybrid_checkpoint(arguments.checkpoint)
         return checkpoint.processor, checkpoint.model.config.samples_per_frame
     config = (
         HybridASRConfig() if arguments.config_path is None else HybridASRConfig.from_json_file(arguments.config_path)

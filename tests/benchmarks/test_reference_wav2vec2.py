@@ -13,7 +13,9 @@ from benchmarks.reference_wav2vec2 import main
 from benchmarks.training_systems import number_of_parameters, peer_config
 from benchmarks.wav2vec2_peer import Wav2Vec2Peer
 from lact_asr import HybridASRConfig, HybridASRForCTC
+from lact_asr.checkpoint import load_torch_file
 from lact_asr.data.generated_speech import generate_corpus
+from lact_asr.inference.hybrid_asr_inference import main as transcribe
 from lact_asr.training.optimization import parameter_groups
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -76,3 +78,15 @@ def test_it_trains_and_transcribes(tmp_path, capsys):
     for kind in ("greedy", "beam"):
         lines = (run / f"results_dev-generated_{kind}.jsonl").read_text().splitlines()
         assert any("hypothesis" in json.loads(line) for line in lines)
+    best = load_torch_file(run / "best_model.pt")["model"]
+    model = Wav2Vec2ForCTC.from_pretrained(run / "transformers")
+    assert torch.equal(model.lm_head.weight, best["ctc_head.weight"])
+    again = run / "again.jsonl"
+    flags = f"--checkpoint {run / 'transformers'} --data_dir {corpus} --subset dev-generated --beam_size 50 --output {again}"
+    assert transcribe(flags.split()) == 0
+    assert _texts(again) == _texts(run / "results_dev-generated_beam.jsonl")
+
+
+def _texts(path: Path) -> dict[str, str]:
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return {line["id"]: line["hypothesis"] for line in lines if "hypothesis" in line}

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lact_asr.inference.alignment.ctc_paths import collapse_path, decoder_path, viterbi_alignment
-from lact_asr.inference.decoding import GreedyDecoder
+from lact_asr.inference.decoding import CTCAlphabet, GreedyDecoder
 
 BLANK = 0
 
@@ -44,5 +44,5 @@ def test_the_path_of_a_decoders_transcript():
     for frame, label in enumerate([3, 0, 3, 2, 4, 4]):
         logits[frame, label] = 5.0
     logits[1, 1] = 6.0  # a special token is no text, and no part of the path
-    path = decoder_path(GreedyDecoder(vocabulary, BLANK), vocabulary, BLANK)(logits)
+    path = decoder_path(GreedyDecoder(vocabulary, BLANK), CTCAlphabet(vocabulary, BLANK), BLANK)(logits)
     assert path.tolist() == [3, 0, 3, 2, 4, 4]
