@@ -23,7 +23,7 @@ import numpy as np
 import soundfile
 import soxr
 
-from lact_asr.errors import InputError
+from lact_asr.errors import InputError, first_names, warn
 from lact_asr.sample_rate import SAMPLE_RATE_HZ
 
 MIN_SAMPLES = 400
@@ -31,6 +31,11 @@ MIN_SAMPLES = 400
 
 AUDIO_EXTENSIONS = frozenset(
     {".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".aifc", ".au", ".caf", ".w64", ".rf64", ".sph"}
+)
+
+# Recordings, too, of telephones and videos, which libsndfile does not read.
+FOREIGN_EXTENSIONS = frozenset(
+    {".m4a", ".mp4", ".aac", ".wma", ".webm", ".mkv", ".mka", ".mov", ".amr", ".3gp", ".mpga", ".wv", ".ape"}
 )
 
 MIN_SAMPLE_RATE_HZ, MAX_SAMPLE_RATE_HZ = 1_000, 1_000_000
@@ -46,6 +51,7 @@ _MAX_OGG_PAGE_BYTES = 27 + 255 + 255 * 255
 # MP3 headers without the encoder's delay count whole frames of 1,152 samples: a few missing ones are not truncation.
 _MP3_SLACK_FRAMES, _MP3_SLACK_FRACTION = 4 * 1152, 0.02
 _OPEN_TARS = 64
+_CONVERT = "convert to WAV or FLAC first (ffmpeg -i a.m4a a.wav)"
 _BLOCK_SAMPLES = 2**20  # of all channels
 
 
@@ -178,6 +184,8 @@ def audio_duration_seconds(path: str | os.PathLike) -> float:
 def find_audio_files(folder: str | os.PathLike) -> list[Path]:
     """List the recordings below a folder, by extension, sorted by path; hidden files are left out.
 
+    Warns of those in formats that cannot be read.
+
     Raises:
         InputError: no such folder, not a folder, or no recording in it.
     """
@@ -187,11 +195,21 @@ def find_audio_files(folder: str | os.PathLike) -> list[Path]:
     found = sorted(
         path
         for path in folder.rglob("*")
-        if path.suffix.lower() in AUDIO_EXTENSIONS and not path.name.startswith(".") and path.is_file()
+        if path.suffix.lower() in AUDIO_EXTENSIONS | FOREIGN_EXTENSIONS
+        and not path.name.startswith(".")
+        and path.is_file()
     )
-    if not found:
+    foreign = [path for path in found if path.suffix.lower() in FOREIGN_EXTENSIONS]
+    readable = [path for path in found if path.suffix.lower() in AUDIO_EXTENSIONS]
+    if foreign:
+        names = first_names([str(path.relative_to(folder)) for path in foreign])
+        passed_over = f"{len(foreign)} recording{'s' * (len(foreign) != 1)} in formats that cannot be read ({names})"
+        if not readable:
+            raise InputError(f"{folder} holds {passed_over}: {_CONVERT}")
+        warn(f"{folder} holds {passed_over}, which are passed over: {_CONVERT}")
+    if not readable:
         raise InputError(f"no audio files in {folder} (looked for {', '.join(sorted(AUDIO_EXTENSIONS))})")
-    return found
+    return readable
 
 
 class _SequentialFile(soundfile.SoundFile):
@@ -245,6 +263,8 @@ def _why_unreadable(path: Path | TarMember) -> str:
         return f"{path} is empty (0 bytes)"
     if magic.startswith(_CONTAINER_MAGIC):
         return f"{path} is a truncated or damaged audio file: its header cannot be read"
+    if os.path.splitext(str(path))[1].lower() in FOREIGN_EXTENSIONS:
+        return f"{path} is in a format that cannot be read here: {_CONVERT}"
     return f"{path} is not audio that can be read here (WAV, FLAC, MP3, Ogg Opus, Ogg Vorbis, AIFF and others can)"
 
 

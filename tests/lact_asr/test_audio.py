@@ -259,3 +259,18 @@ def test_real_opus_and_flac_have_the_lengths_their_headers_say():
         samples = read_audio(path)
         assert len(samples) == round(16_000 * audio_duration_seconds(path))
         assert 0.01 < np.abs(samples).max() <= 1.0
+
+
+def test_recordings_in_formats_that_cannot_be_read_are_named(tmp_path, capsys):
+    for name in ("memo.m4a", "film.MP4"):
+        (tmp_path / name).write_bytes(b"\0\0\0\x20ftypM4A " + bytes(100))
+    with pytest.raises(InputError, match=r"2 recordings in formats that cannot be read \(film.MP4, memo.m4a\).*ffmpeg"):
+        find_audio_files(tmp_path)
+    with pytest.raises(InputError, match=r"memo.m4a is in a format that cannot be read here: convert.*ffmpeg"):
+        read_audio(tmp_path / "memo.m4a")
+    soundfile.write(tmp_path / "a.wav", np.zeros(800), 16_000)
+    assert find_audio_files(tmp_path) == [tmp_path / "a.wav"]
+    assert (
+        "2 recordings in formats that cannot be read (film.MP4, memo.m4a), which are passed over"
+        in capsys.readouterr().err
+    )
