@@ -126,7 +126,7 @@ def test_alignment_in_the_models_case(saved, audio, tmp_path, capsys):
     assert [line.split()[4] for line in capsys.readouterr().out.splitlines()] == ["the", "cat"]
 
 
-@pytest.mark.parametrize("recipe", ["tent", "suta", "cea", "sgem", "sar", "awmc", "e_bats"])
+@pytest.mark.parametrize("recipe", ["tent", "suta", "cea", "sgem", "sar", "dsuta", "awmc", "e_bats"])
 def test_published_methods(saved, recipe, librispeech, transcribe, tmp_path):
     folder = saved("wavlm")
     if recipe == "e_bats":
