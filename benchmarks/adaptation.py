@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from benchmarks.timing import environment
 from lact_asr.atomic_files import write_json
-from lact_asr.checkpoint import load_checkpoint
+from lact_asr.checkpoint import load_hybrid_checkpoint
 from lact_asr.data.corpora import load_corpus
 from lact_asr.errors import InputError, exit_on_input_error
 from lact_asr.inference.decoding import make_decoder
@@ -72,7 +72,7 @@ def read_recordings(args: argparse.Namespace) -> list[list[np.ndarray]]:
 
 def make_recognisers(checkpoint_path: str, steps: Sequence[int]) -> dict[str, Recogniser]:
     """Greedy recognisers by name: without test-time training, and for each number of steps as dear and as cheap as they come."""
-    checkpoint = load_checkpoint(checkpoint_path)
+    checkpoint = load_hybrid_checkpoint(checkpoint_path)
     decoder = make_decoder(checkpoint.processor.vocabulary, checkpoint.model.config.ctc_blank_id, beam_size=1)
     settings = {PLAIN: None}
     for count in steps:

@@ -19,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from lact_asr.atomic_files import write_json
-from lact_asr.checkpoint import load_checkpoint
+from lact_asr.checkpoint import load_hybrid_checkpoint
 from lact_asr.data.corpora import load_corpus
 from lact_asr.data.noise import COLOURS, NoiseMixer, load_noises
 from lact_asr.errors import exit_on_input_error
@@ -39,7 +39,7 @@ COUNTS = {"words": count_word_errors, "characters": count_character_errors}
 def main(argv: list[str] | None = None) -> int:
     """Measure, print the table, write it and the counts of every speaker."""
     options = _parse(argv)
-    checkpoint = load_checkpoint(options.checkpoint)
+    checkpoint = load_hybrid_checkpoint(options.checkpoint)
     corpus = load_corpus(options.data_dir, options.subset, options.dataset_type)
     speakers = by_speaker(corpus_utterances(corpus), options.max_speakers)
     decoder = GreedyDecoder(checkpoint.processor.vocabulary, checkpoint.model.config.ctc_blank_id)

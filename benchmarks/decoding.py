@@ -27,6 +27,7 @@ from lact_asr.atomic_files import write_json, write_text
 from lact_asr.checkpoint import load_checkpoint
 from lact_asr.data.corpora import load_corpus
 from lact_asr.errors import InputError, exit_on_input_error
+from lact_asr.front_end.geometry import FrameGeometry
 from lact_asr.inference.companions import find_language_model
 from lact_asr.inference.decoder_names import DECODERS
 from lact_asr.inference.decoding import CTCAlphabet, GreedyDecoder, make_decoder
@@ -117,7 +118,7 @@ def _emissions(recogniser: Recogniser, utterances: list, rate: float, wanted_rat
 
 def _measure(arguments: argparse.Namespace, subset: str, checkpoint, options: dict[str, float]) -> dict[str, object]:
     recogniser = Recogniser(checkpoint, None)
-    rate = SAMPLE_RATE_HZ / checkpoint.model.front_end.samples_per_frame
+    rate = SAMPLE_RATE_HZ / FrameGeometry.of(checkpoint.model.config).samples_per_frame
     corpus = load_corpus(arguments.data_dir, subset, arguments.dataset_type)
     utterances = list(spread_evenly(corpus_utterances(corpus), arguments.max_samples))
     references = [utterance.reference for utterance in utterances]
@@ -127,7 +128,7 @@ def _measure(arguments: argparse.Namespace, subset: str, checkpoint, options: di
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "emissions.pt")
         torch.save(emissions, path)
-        vocabulary, blank_id = checkpoint.processor.vocabulary, checkpoint.model.config.ctc_blank_id
+        vocabulary, blank_id = checkpoint.processor.vocabulary, checkpoint.model.config.pad_token_id
         task = Task(path, vocabulary, blank_id, arguments.lm_path, options, arguments.repeats)
         for name in tqdm((PLAIN, *arguments.decoders), subset, unit="decoder"):
             with multiprocessing.get_context("spawn").Pool(1) as pool:

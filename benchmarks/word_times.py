@@ -100,7 +100,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
     checkpoint = load_checkpoint(arguments.checkpoint)
-    decoder = make_decoder(checkpoint.processor.vocabulary, checkpoint.model.config.ctc_blank_id)
+    decoder = make_decoder(checkpoint.processor.vocabulary, checkpoint.model.config.pad_token_id)
     planned = [utterance for utterance in plan_corpus(1.0, 5).utterances if utterance.subset == TEST_SUBSET]
     late = measure(Recogniser(checkpoint, decoder), planned[: arguments.utterances])
     if not late["aligned"]:
