@@ -21,10 +21,8 @@ class PeerFrontEnd(nn.Module):
         self.output_dim = config.conv_dim[-1]
         self._count = (wav2vec2._get_feat_extract_output_lengths,)  # in a tuple: no submodule
         geometry = FrameGeometry.of(wav2vec2.config)
-        self.samples_per_frame, self.receptive_field_samples = (
-            geometry.samples_per_frame,
-            geometry.receptive_field_samples,
-        )
+        self.samples_per_frame = geometry.samples_per_frame
+        self.receptive_field_samples = geometry.receptive_field_samples
 
     def frame_lengths(self, sample_lengths: Tensor) -> Tensor:
         """[B] samples -> [B] frames."""

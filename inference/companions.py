@@ -16,18 +16,20 @@ TUNED_WEIGHTS_NAME = "lm_weights.json"
 
 
 def checkpoint_folder(checkpoint: str) -> Path:
-    """The folder that a checkpoint's companions lie in; for the name of a hub model the current one."""
+    """The folder that a checkpoint's companions lie in; for the name of a hub model one in the current folder, which need not be there yet."""
     path = Path(checkpoint)
     if not path.exists():
-        return Path()
+        return Path(f"models--{checkpoint.replace('/', '--')}")  # as the hub's own cache has it
     return path if path.is_dir() else path.parent
 
 
 def companion(checkpoint: str, name: str) -> Path | None:
     """A file beside a checkpoint, or in a hub model's repository (from there it is fetched, or taken from the cache); None where there is none."""
+    path = checkpoint_folder(checkpoint) / name
+    if path.is_file():
+        return path
     if Path(checkpoint).exists():
-        path = checkpoint_folder(checkpoint) / name
-        return path if path.is_file() else None
+        return None
     with contextlib.suppress(OSError):  # the hub cannot be reached, and the model itself came from the cache
         found = cached_file(checkpoint, name, _raise_exceptions_for_missing_entries=False)
         return None if found is None else Path(found)

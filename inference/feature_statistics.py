@@ -42,6 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     utterances = corpus_utterances(corpus)
     accumulator = _accumulate(recogniser, spread_evenly(utterances, arguments.max_samples))
     path = checkpoint_folder(arguments.checkpoint) / STATISTICS_NAME
+    path.parent.mkdir(parents=True, exist_ok=True)
     save_statistics(accumulator.statistics(), path)
     print(f"Statistics of {accumulator.frames:,} frames of {corpus.name}: {path}")
     return 0

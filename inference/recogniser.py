@@ -174,6 +174,8 @@ class Recogniser:
         """(features [T, C], hidden states [L, T, D], logits [T, V]) of one utterance, float32 [samples] at 16 kHz, without TTT."""
         with output_features(self.model) as captured:
             output = self.model(self._input_values(samples), output_hidden_states=True)
+        if output.hidden_states[0].shape[1] != output.logits.shape[1]:
+            raise InputError(f"{type(self.model).__name__} has hidden states of another frame rate than its output.")
         return captured[0][0], torch.cat(output.hidden_states), output.logits[0]
 
     def _input_values(self, samples: np.ndarray) -> torch.Tensor:

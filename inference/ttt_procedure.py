@@ -39,7 +39,7 @@ class TestTimeTrainer:
         model: called as ``model(input_values, attention_mask=…)`` and giving ``.logits``; masked prediction also
             needs the head that ``--enable_ttt`` trains.
         settings: how to adapt, or several for stages that go on from one another; None takes those that the model was
-            trained for, or a step of the loss entropy for models without the head and Transformers models.
+            trained for, a step of the loss entropy for models without the head, and SUTA's steps for models of Transformers.
         blank_id: the CTC blank; None takes ``model.config.pad_token_id``.
         guides: what some losses and safeguards need beside the model.
 

@@ -67,6 +67,7 @@ def main(argv: list[str] | None = None) -> int:
     for row in rows:
         print(f"lm_weight {row.lm_weight:<5g} word_score {row.word_score:<5g} WER {row.errors.rate:.2%}")
     path = checkpoint_folder(arguments.checkpoint) / TUNED_WEIGHTS_NAME
+    path.parent.mkdir(parents=True, exist_ok=True)
     _write(
         path,
         {

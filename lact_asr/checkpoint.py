@@ -222,23 +222,33 @@ def _check_weights(config: HybridASRConfig, weights: dict, path: Path) -> None:
 def _load_folder(name_or_folder: str) -> LoadedCheckpoint:
     importlib.import_module("lact_asr.auto")  # the tokenizer is found by the model's type, or with a warning
     try:
-        config = AutoConfig.from_pretrained(name_or_folder)
+        config = AutoConfig.from_pretrained(name_or_folder, trust_remote_code=False)
+    except InputError:
+        raise
+    except Exception as error:  # Transformers and the hub raise some ten kinds of errors for a name that is not there
+        raise InputError(
+            f"{name_or_folder!r} is no checkpoint file, no folder of save_pretrained, and no model that can be reached "
+            f"on the hub ({_shortened(error)})"
+        ) from None
+    try:
         if not isinstance(config, HybridASRConfig):
             return LoadedCheckpoint(*load_transformers_ctc(name_or_folder, config))
         model, loading = HybridASRForCTC.from_pretrained(name_or_folder, output_loading_info=True)
         processor = HybridASRProcessor.from_pretrained(name_or_folder)
     except InputError:
         raise
-    except Exception as error:  # Transformers and the hub raise some ten kinds of errors for a name that is not there
-        reason = textwrap.shorten(str(error), 200, placeholder=" …")
+    except Exception as error:  # as many kinds, for files that are missing or damaged
         raise InputError(
-            f"{name_or_folder!r} is no checkpoint file, no folder of save_pretrained, and no model that can be reached "
-            f"on the hub ({reason})"
+            f"The model in {name_or_folder!r} or its processor cannot be loaded ({_shortened(error)})"
         ) from None
     if loading["missing_keys"] or loading.get("mismatched_keys"):
         raise InputError(f"The weights in {name_or_folder} do not fit its configuration.")
     check_vocabulary(processor.vocabulary, model.config.ctc_vocab_size, source=f"The vocabulary in {name_or_folder}")
     return LoadedCheckpoint(model.eval(), processor)
+
+
+def _shortened(error: Exception) -> str:
+    return textwrap.shorten(str(error), 200, placeholder=" …")
 
 
 def _without_base_keys(config: dict) -> dict:

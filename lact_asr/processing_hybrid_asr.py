@@ -17,7 +17,12 @@ class HybridASRProcessor(Wav2Vec2Processor):
     """Transformers' Wav2Vec2 feature extractor and CTC tokenizer, built from a vocabulary.
 
     Each recording is brought to mean 0 and variance 1 over its own real samples, then padded with zeros.
+
+    Attributes:
+        num_outputs: of the model, where the tokenizer may know tokens beyond them; else None.
     """
+
+    num_outputs: int | None = None
 
     @classmethod
     def from_vocabulary(cls, vocabulary: dict[str, int], do_normalize: bool = True) -> HybridASRProcessor:
@@ -53,8 +58,14 @@ class HybridASRProcessor(Wav2Vec2Processor):
 
     @property
     def vocabulary(self) -> dict[str, int]:
-        """Token -> id."""
-        return dict(sorted(self.tokenizer.get_vocab().items(), key=lambda entry: entry[1]))
+        """Token -> id of the model's outputs; the word delimiter is called "|"."""
+        tokens = sorted(self.tokenizer.get_vocab().items(), key=lambda entry: entry[1])
+        delimiter, outputs = self.tokenizer.word_delimiter_token, self.num_outputs
+        return {
+            WORD_DELIMITER_TOKEN if token == delimiter else token: index
+            for token, index in tokens
+            if outputs is None or index < outputs
+        }
 
     def encode_text(self, text: str) -> list[int]:
         """Label ids of a normalised transcript."""

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import transformers
 from transformers import (
     AutoFeatureExtractor,
     AutoModelForCTC,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
     Wav2Vec2CTCTokenizer,
     Wav2Vec2FeatureExtractor,
 )
@@ -17,33 +22,65 @@ from lact_asr.configuration_hybrid_asr import SAMPLE_RATE_HZ
 from lact_asr.errors import InputError
 from lact_asr.processing_hybrid_asr import HybridASRProcessor
 
+# Replaces masked frames in training; many checkpoints on the hub lack it.
+_ONLY_FOR_TRAINING = "masked_spec_embed"
+
 
 def load_transformers_ctc(name_or_folder: str, config: PreTrainedConfig) -> tuple[PreTrainedModel, HybridASRProcessor]:
     """A fine-tuned model in float32 and evaluation mode, and its processor.
+
+    ``config.pad_token_id`` of the model is then the CTC blank.
 
     Args:
         name_or_folder: what ``save_pretrained`` wrote, or a hub name.
         config: of that model.
 
     Raises:
-        InputError: a model of another kind, without an output layer or a vocabulary, or one that is not for 16 kHz.
+        InputError: a model of another kind, without an output layer, a vocabulary or a blank, or one that is not for 16 kHz.
         Exception: whatever Transformers and the hub raise where something cannot be read.
     """
     _check_kind(name_or_folder, config)
-    model, loading = AutoModelForCTC.from_pretrained(
-        name_or_folder, config=config, dtype="float32", output_loading_info=True
-    )
-    if loading["missing_keys"] or loading.get("mismatched_keys"):
-        missing = sorted(loading["missing_keys"]) or sorted(loading["mismatched_keys"])
+    with _silent_transformers():
+        model, loading = AutoModelForCTC.from_pretrained(
+            name_or_folder, config=config, dtype="float32", output_loading_info=True, ignore_mismatched_sizes=True,
+            trust_remote_code=False,
+        )  # fmt: skip
+    if loading["mismatched_keys"]:
+        raise InputError(f"The weights in {name_or_folder} do not fit its configuration.")
+    missing = sorted(key for key in loading["missing_keys"] if not key.endswith(_ONLY_FOR_TRAINING))
+    if missing:
         raise InputError(
             f"{name_or_folder} lacks weights of a {type(model).__name__} ({missing[0]}, …): "
             "only models that were fine-tuned for CTC can transcribe."
         )
-    processor = HybridASRProcessor(
-        AutoFeatureExtractor.from_pretrained(name_or_folder), AutoTokenizer.from_pretrained(name_or_folder)
-    )
-    _check_processor(name_or_folder, processor, config)
+    extractor = AutoFeatureExtractor.from_pretrained(name_or_folder, trust_remote_code=False)
+    tokenizer = _load_tokenizer(name_or_folder)
+    _check_kinds(name_or_folder, extractor, tokenizer)
+    processor = HybridASRProcessor(extractor, tokenizer)
+    processor.num_outputs = config.vocab_size
+    _check_characters(name_or_folder, processor)
+    model.config.pad_token_id = _find_blank(name_or_folder, processor, config)
     return model.eval(), processor
+
+
+@contextmanager
+def _silent_transformers() -> Iterator[None]:
+    """Without the report on weights that are missing or left over: what matters of it is said in a sentence."""
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+
+
+def _load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except (
+        Exception
+    ):  # the class that it names is gone from Transformers, or it names none and its kind of model has no default
+        return Wav2Vec2CTCTokenizer.from_pretrained(name)
 
 
 def _check_kind(name: str, config: PreTrainedConfig) -> None:
@@ -56,15 +93,34 @@ def _check_kind(name: str, config: PreTrainedConfig) -> None:
         raise InputError(f"{name} has adapter layers after its encoder (add_adapter), which change its frame rate.")
 
 
-def _check_processor(name: str, processor: HybridASRProcessor, config: PreTrainedConfig) -> None:
-    extractor, tokenizer = processor.feature_extractor, processor.tokenizer
+def _check_kinds(name: str, extractor: object, tokenizer: PreTrainedTokenizerBase) -> None:
     if not isinstance(extractor, Wav2Vec2FeatureExtractor) or not isinstance(tokenizer, Wav2Vec2CTCTokenizer):
         kinds = f"{type(extractor).__name__} and {type(tokenizer).__name__}"
         raise InputError(f"{name} has {kinds}, where Wav2Vec2FeatureExtractor and Wav2Vec2CTCTokenizer can be used.")
     if extractor.sampling_rate != SAMPLE_RATE_HZ:
         raise InputError(f"{name} hears {extractor.sampling_rate} samples a second, not {SAMPLE_RATE_HZ}.")
-    special = tokenizer.all_special_tokens
-    ids = [index for token, index in processor.vocabulary.items() if token not in special]
-    if not ids or max(ids) >= config.vocab_size:
-        missing = "no characters" if not ids else f"characters beyond the {config.vocab_size} outputs of its model"
+
+
+def _find_blank(name: str, processor: HybridASRProcessor, config: PreTrainedConfig) -> int:
+    """The blank's id: the configuration's padding token, or the tokenizer's where that is none of the outputs or is text.
+
+    Raises:
+        InputError: neither will do.
+    """
+    tokens = {index: token for token, index in processor.vocabulary.items()}
+    configured, of_tokenizer = config.pad_token_id, processor.tokenizer.pad_token_id
+    is_sound = configured in tokens and (configured == of_tokenizer or len(tokens[configured]) > 1)
+    blank = configured if is_sound else of_tokenizer
+    if blank not in tokens:
+        raise InputError(f"{name} has no padding token among its {config.vocab_size} outputs, which is CTC's blank.")
+    return blank
+
+
+def _check_characters(name: str, processor: HybridASRProcessor) -> None:
+    """Special tokens may lie beyond the outputs, as tokenizers add them by themselves; characters may not."""
+    characters = {token: index for token, index in processor.tokenizer.get_vocab().items() if len(token) == 1}
+    if not characters or max(characters.values()) >= processor.num_outputs:
+        missing = (
+            f"characters beyond the {processor.num_outputs} outputs of its model" if characters else "no characters"
+        )
         raise InputError(f"The vocabulary of {name} holds {missing}.")

@@ -90,7 +90,8 @@ def _prepare_for_ttt(config: HybridASRConfig) -> None:
     Raises:
         InputError: an impossible value.
     """
-    loss = TTTSettings.of(config).loss
+    settings = TTTSettings.of(config)
+    loss = settings.loss
     if config.ttt_training == "none" and config.enable_ttt:
         config.ttt_training = "joint"
     elif config.ttt_training != "none":
@@ -102,7 +103,7 @@ def _prepare_for_ttt(config: HybridASRConfig) -> None:
     if config.ttt_training == "meta":
         _, first = loss.terms[0]
         config.ttt_parameters = config.ttt_parameters or ",".join(first.parameters)
-        config.ttt_learning_rate = config.ttt_learning_rate or first.learning_rate
+        config.ttt_learning_rate = config.ttt_learning_rate or settings.default_rate(hybrid=True)
         if config.ttt_steps < 1:
             raise InputError("Meta-training needs --ttt_steps of 1 or more.")
 

@@ -66,7 +66,7 @@ class UtteranceResult:
         words: tuple[Word, ...] | None = None,
         alternatives: tuple[str, ...] = (),
     ) -> UtteranceResult:
-        """Compare hypotheses with the reference, if there is one, both as `normalise_text` spells them: models may write lower case or digits."""
+        """Compare hypotheses with the reference, if there is one, both as `normalise_text` spells them: models may write lower case, hyphens or accents."""
 
         def errors(count: Callable[[str, str], ErrorCounts], text: str | None) -> ErrorCounts | None:
             if reference is None or text is None:

@@ -42,9 +42,7 @@ class Objective:
         whole: whether it needs the utterance in one piece.
         statistics: whether it needs those of training.
         parameters: what adapts, unless the user says otherwise.
-        learning_rate: of AdamW, likewise.
-        published_rate: the same for models of Transformers: what suits models trained here would be a hundred times too much
-            for those of months of training. SUTA's (arXiv 2203.14222) for wav2vec2-base-960h.
+        learning_rate: of AdamW, likewise; None takes the default of the kind of model (`TTTSettings.default_rate`).
         constant_updates, frozen_layers: what a step on these parameters leaves out, likewise; see `TTTSettings`.
         max_entropy: beyond which output is too uncertain to learn from, likewise.
     """
@@ -56,8 +54,7 @@ class Objective:
     whole: bool = False
     statistics: bool = False
     parameters: tuple[str, ...] = ("norms", "front_end")
-    learning_rate: float = 2e-3
-    published_rate: float = 2e-5
+    learning_rate: float | None = None
     constant_updates: bool = False
     frozen_layers: int = 0
     max_entropy: float = 1.0
@@ -229,6 +226,4 @@ def _own_objective(name: str) -> Objective:
     if "parameters" in defaults:
         groups = defaults["parameters"]
         defaults["parameters"] = parse_groups(groups if isinstance(groups, str) else ",".join(groups))
-    if "learning_rate" in defaults:
-        defaults["published_rate"] = defaults["learning_rate"]
     return Objective(_of_logits(function), **defaults)

@@ -22,7 +22,9 @@ from lact_asr.modeling_hybrid_asr import HybridASRForCTC
 from lact_asr.ttt_names import CONTROLS, FALLBACK_LOSS, FEATURE_OFFSET, OPTIMIZERS, SEARCH, parse_groups
 from lact_asr.ttt_parameters import available_groups, front_end_of, select_parameters
 
-PUBLISHED_STEPS = 10  # SUTA's for wav2vec2-base-960h (arXiv 2203.14222)
+LEARNING_RATE = 2e-3  # of AdamW, for models trained here
+# SUTA's for wav2vec2-base-960h (arXiv 2203.14222): what suits models trained here might be far too much for those of months of training.
+PUBLISHED_LEARNING_RATE, PUBLISHED_STEPS = 2e-5, 10
 HIGHEST_LEARNING_RATE = 1e30  # beyond it AdamW's own arithmetic overflows
 
 
@@ -36,8 +38,8 @@ class TTTSettings:
         parameters: groups of `lact_asr.ttt_parameters`; None takes the first loss's default.
         optimizer: "adamw", "sgd" or "muon" (for matrices; AdamW for the rest); "cma_es" searches without gradients.
         learning_rate: of the optimiser, which is fresh for each utterance; None takes the rates that meta-training learned for
-            this loss, these parameters and this optimiser, if any, else the first loss's default; for models of Transformers
-            its published rate. Of cma_es the first standard deviation.
+            this loss, these parameters and this optimiser, if any, else the first loss's default or that of
+            the kind of model. Of cma_es the first standard deviation.
         final_learning_rate: where a cosine from ``learning_rate`` ends: γ_k = γ_K + ½ (γ_0 − γ_K)(1 + cos(π k / K)) at step k
             of K (arXiv 1608.03983); None keeps the rate.
         sharpness: ρ of sharpness-aware steps, whose gradient is taken at W + ρ ∇ / ‖∇‖; 0 for plain ones.
@@ -153,9 +155,10 @@ class TTTSettings:
         )
 
     def default_rate(self, hybrid: bool) -> float:
-        """The learning rate where none is given or learned, for a model of this package or of Transformers."""
+        """The learning rate where none is given or learned, for a model of this package (``hybrid``) or of Transformers."""
         _, first = self.loss.terms[0]
-        return first.learning_rate if hybrid or self.optimizer == SEARCH else first.published_rate
+        by_kind = LEARNING_RATE if hybrid or self.optimizer == SEARCH else PUBLISHED_LEARNING_RATE
+        return by_kind if first.learning_rate is None else first.learning_rate
 
     @property
     def loss(self) -> WeightedSum:

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import BertConfig, Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model, Wav2Vec2Processor
+from safetensors.torch import load_file, save_file
+from transformers import (
+    BertConfig,
+    Wav2Vec2Config,
+    Wav2Vec2CTCTokenizer,
+    Wav2Vec2FeatureExtractor,
+    Wav2Vec2Model,
+    Wav2Vec2Processor,
+)
 
 from lact_asr.checkpoint import load_checkpoint, load_hybrid_checkpoint
 from lact_asr.errors import InputError
@@ -50,6 +59,73 @@ def test_half_precision_becomes_float32(save, transformers_model):
     assert {parameter.dtype for parameter in load_checkpoint(folder).model.parameters()} == {torch.float32}
 
 
+def test_weights_that_only_training_needs_may_be_missing(save, capfd):
+    """As of facebook/wav2vec2-base-960h, and without Transformers' report on it."""
+    folder = save()
+    weights = load_file(folder / "model.safetensors")
+    del weights["wav2vec2.masked_spec_embed"]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    capfd.readouterr()
+    assert torch.equal(load_checkpoint(folder).model.lm_head.weight, weights["lm_head.weight"])
+    assert "masked_spec_embed" not in "".join(capfd.readouterr())
+
+
+def test_old_weights_without_safetensors(save, transformers_model):
+    folder = save()
+    (folder / "model.safetensors").unlink()
+    weights = transformers_model("wav2vec2", vocab_size=32, pad_token_id=0).state_dict()
+    torch.save(weights, folder / "pytorch_model.bin")
+    assert torch.equal(load_checkpoint(folder).model.lm_head.weight, weights["lm_head.weight"])
+
+
+def test_an_output_layer_of_another_size(save):
+    folder = save()
+    weights = load_file(folder / "model.safetensors")
+    weights = {name: value[:30] if name.startswith("lm_head") else value for name, value in weights.items()}
+    save_file(
+        {name: value.contiguous() for name, value in weights.items()}, folder / "model.safetensors", {"format": "pt"}
+    )
+    refused(folder, "do not fit its configuration")
+
+
+def test_code_of_a_repository_is_not_run(tmp_path, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda *question: "y")
+    (tmp_path / "spoken.py").write_text(f"open({str(tmp_path / 'was_run')!r}, 'w')\n")
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "spoken", "auto_map": {"AutoConfig": "spoken.Spoken"}})
+    )
+    refused(tmp_path, "is no checkpoint file")
+    assert not (tmp_path / "was_run").exists()
+
+
+@pytest.mark.parametrize("in_configuration", [29, None, 40, 4], ids=["sound", "none", "beyond", "a character"])
+def test_the_blank(transformers_model, tmp_path, in_configuration):
+    """Vocabularies of fine-tuned XLS-R models have it last, and <s> and </s> beyond the outputs."""
+    model = transformers_model("wav2vec2", vocab_size=30, pad_token_id=0)
+    model.config.pad_token_id = in_configuration
+    model.save_pretrained(tmp_path)
+    tokens = ["|", "'", *"abcdefghijklmnopqrstuvwxyz", "[UNK]", "[PAD]"]
+    (tmp_path / "vocab.json").write_text(json.dumps({token: index for index, token in enumerate(tokens)}))
+    tokenizer = Wav2Vec2CTCTokenizer(str(tmp_path / "vocab.json"), unk_token="[UNK]", pad_token="[PAD]")
+    Wav2Vec2Processor(Wav2Vec2FeatureExtractor(), tokenizer).save_pretrained(tmp_path)
+    checkpoint = load_checkpoint(tmp_path)
+    assert checkpoint.model.config.pad_token_id == 29
+    assert list(checkpoint.processor.vocabulary) == tokens
+    assert "<s>" in checkpoint.processor.tokenizer.get_vocab()
+
+
+def test_no_blank(transformers_model, tmp_path):
+    model = transformers_model("wav2vec2", vocab_size=28, pad_token_id=0)
+    model.config.pad_token_id = None
+    model.save_pretrained(tmp_path)
+    (tmp_path / "vocab.json").write_text(
+        json.dumps({token: index for index, token in enumerate("|'ABCDEFGHIJKLMNOPQRSTUVWXYZ")})
+    )
+    tokenizer = Wav2Vec2CTCTokenizer(str(tmp_path / "vocab.json"))  # which adds <pad> at the end
+    Wav2Vec2Processor(Wav2Vec2FeatureExtractor(), tokenizer).save_pretrained(tmp_path)
+    refused(tmp_path, "has no padding token among its 28 outputs")
+
+
 def test_a_model_without_output_layer(save, tmp_path):
     save()
     config = Wav2Vec2Config(conv_dim=(8,) * 7, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
@@ -79,7 +155,7 @@ def test_a_vocabulary_that_is_larger_than_the_output(save):
 
 def test_a_folder_without_processor(transformers_model, tmp_path):
     transformers_model("hubert").save_pretrained(tmp_path)
-    refused(tmp_path, "no checkpoint file, no folder of save_pretrained")
+    refused(tmp_path, "or its processor cannot be loaded")
 
 
 def test_where_only_a_model_of_this_package_will_do(save):
