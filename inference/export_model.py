@@ -50,7 +50,7 @@ def _check_name(name: str | None) -> None:
 
 
 def export(run: Path, folder: Path, name: str, results: list[Path], license: str | None = None) -> None:
-    """Fill a folder that `load_hybrid_checkpoint` and Transformers' ``from_pretrained`` read.
+    """Fill a folder that `load_checkpoint` and Transformers' ``from_pretrained`` read.
 
     Args:
         run: a run's folder, of which the best model is taken, one of its checkpoint files, or a folder of ``save_pretrained``.

@@ -77,6 +77,7 @@ class StreamingTranscriber:
         self.model, self.streaming = model.eval(), StreamingModel(model, chunk_frames, window_frames)
         vocabulary, blank_id = processor.vocabulary, model.config.ctc_blank_id
         self._greedy = GreedyDecoder(vocabulary, blank_id)
+        self._geometry = FrameGeometry.of(model.config)
         self.decoder = decoder or self._greedy
         self._silent_ids = torch.tensor([blank_id, vocabulary[WORD_DELIMITER_TOKEN]])
         horizon = round(HORIZON_SECONDS * SAMPLE_RATE_HZ)
@@ -167,4 +168,4 @@ class StreamingTranscriber:
             )
             for word in transcript.words
         ]
-        return words_in_seconds(moved, FrameGeometry.of(self.model.config))
+        return words_in_seconds(moved, self._geometry)

@@ -39,7 +39,7 @@ def load_transformers_ctc(name_or_folder: str, config: PreTrainedConfig) -> tupl
         InputError: a model of another kind, without an output layer, a vocabulary or a blank, or one that is not for 16 kHz.
         Exception: whatever Transformers and the hub raise where something cannot be read.
     """
-    _check_kind(name_or_folder, config)
+    _check_model(name_or_folder, config)
     with _silent_transformers():
         model, loading = AutoModelForCTC.from_pretrained(
             name_or_folder, config=config, dtype="float32", output_loading_info=True, ignore_mismatched_sizes=True,
@@ -55,7 +55,7 @@ def load_transformers_ctc(name_or_folder: str, config: PreTrainedConfig) -> tupl
         )
     extractor = AutoFeatureExtractor.from_pretrained(name_or_folder, trust_remote_code=False)
     tokenizer = _load_tokenizer(name_or_folder)
-    _check_kinds(name_or_folder, extractor, tokenizer)
+    _check_processor(name_or_folder, extractor, tokenizer)
     processor = HybridASRProcessor(extractor, tokenizer)
     processor.num_outputs = config.vocab_size
     _check_characters(name_or_folder, processor)
@@ -75,15 +75,14 @@ def _silent_transformers() -> Iterator[None]:
 
 
 def _load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer, though its class is gone from Transformers, or not named and its kind of model has no default."""
     try:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    except (
-        Exception
-    ):  # the class that it names is gone from Transformers, or it names none and its kind of model has no default
+    except Exception:  # Transformers raises several kinds for this
         return Wav2Vec2CTCTokenizer.from_pretrained(name)
 
 
-def _check_kind(name: str, config: PreTrainedConfig) -> None:
+def _check_model(name: str, config: PreTrainedConfig) -> None:
     if type(config) not in MODEL_FOR_CTC_MAPPING or not hasattr(config, "conv_stride"):
         raise InputError(
             f"{name} is a model of the kind {config.model_type}: models of this package can be used, and Transformers' CTC "
@@ -93,7 +92,7 @@ def _check_kind(name: str, config: PreTrainedConfig) -> None:
         raise InputError(f"{name} has adapter layers after its encoder (add_adapter), which change its frame rate.")
 
 
-def _check_kinds(name: str, extractor: object, tokenizer: PreTrainedTokenizerBase) -> None:
+def _check_processor(name: str, extractor: object, tokenizer: PreTrainedTokenizerBase) -> None:
     if not isinstance(extractor, Wav2Vec2FeatureExtractor) or not isinstance(tokenizer, Wav2Vec2CTCTokenizer):
         kinds = f"{type(extractor).__name__} and {type(tokenizer).__name__}"
         raise InputError(f"{name} has {kinds}, where Wav2Vec2FeatureExtractor and Wav2Vec2CTCTokenizer can be used.")

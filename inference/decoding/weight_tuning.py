@@ -59,6 +59,7 @@ def tune_language_model_weights(
         raise ValueError(
             f"need one reference per utterance and at least one, not {len(references)} for {len(log_probs)}"
         )
+    references = [normalise_text(reference) for reference in references]
     grid = list(itertools.product(lm_weights, word_scores))
     try_pair = functools.partial(_try_pair, log_probs, references, decoder_factory)
     rows = map(try_pair, grid) if processes == 1 else _in_processes(try_pair, grid, processes)
@@ -72,7 +73,7 @@ def _try_pair(
 ) -> TuningRow:
     decoder = factory(*pair)
     texts = [normalise_text(decoder.decode(frames).text) for frames in log_probs]
-    return TuningRow(*pair, corpus_word_errors(map(normalise_text, references), texts))
+    return TuningRow(*pair, corpus_word_errors(references, texts))
 
 
 def _in_processes(

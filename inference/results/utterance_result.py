@@ -68,20 +68,22 @@ class UtteranceResult:
     ) -> UtteranceResult:
         """Compare hypotheses with the reference, if there is one, both as `normalise_text` spells them: models may write lower case, hyphens or accents."""
 
+        said, heard, heard_without_ttt = (
+            None if text is None else normalise_text(text) for text in (reference, hypothesis, hypothesis_without_ttt)
+        )
+
         def errors(count: Callable[[str, str], ErrorCounts], text: str | None) -> ErrorCounts | None:
-            if reference is None or text is None:
-                return None
-            return count(normalise_text(reference), normalise_text(text))
+            return None if said is None or text is None else count(said, text)
 
         return cls(
             id,
             reference,
             hypothesis,
             hypothesis_without_ttt,
-            errors(count_word_errors, hypothesis),
-            errors(count_word_errors, hypothesis_without_ttt),
-            errors(count_character_errors, hypothesis),
-            errors(count_character_errors, hypothesis_without_ttt),
+            errors(count_word_errors, heard),
+            errors(count_word_errors, heard_without_ttt),
+            errors(count_character_errors, heard),
+            errors(count_character_errors, heard_without_ttt),
             audio_seconds,
             compute_seconds,
             ttt_refusal=ttt_refusal,

@@ -51,7 +51,7 @@ def ttt_recipe(arguments: argparse.Namespace, config: PreTrainedConfig) -> Recip
     values = {name: getattr(arguments, f"ttt_{name}") for name in _SETTINGS}
     values |= {
         "parameters": parse_groups(arguments.ttt_parameters),
-        "mask_length": _mask_length(config),
+        "mask_length": TTTSettings.of(config).mask_length,
         "seed": arguments.seed,
         "control": arguments.ttt_control,
     }
@@ -107,13 +107,10 @@ def _recipe_with_flags(arguments: argparse.Namespace, config: PreTrainedConfig) 
         for name, value in vars(arguments).items()
         if name.startswith("ttt_") and name not in ("ttt_recipe", "ttt_keep") and value is not None
     }
-    recipe = load_recipe(arguments.ttt_recipe, {"mask_length": _mask_length(config), "seed": arguments.seed, **given})
+    recipe = load_recipe(
+        arguments.ttt_recipe, {"mask_length": TTTSettings.of(config).mask_length, "seed": arguments.seed, **given}
+    )
     return dataclasses.replace(recipe, stages=tuple(stage.resolved(config) for stage in recipe.stages))
-
-
-def _mask_length(config: PreTrainedConfig) -> int:
-    """The model's own; models of Transformers hide no frames, so that it does not matter."""
-    return config.ttt_mask_length if isinstance(config, HybridASRConfig) else TTTSettings.mask_length
 
 
 def _check_scope(scope: str, arguments: argparse.Namespace) -> None:
