@@ -24,7 +24,7 @@ from lact_asr.inference.ttt.recipes import Recipe
 from lact_asr.inference.ttt.scopes import CarriedTrainer, make_trainer
 from lact_asr.inference.ttt.settings import TTTSettings
 from lact_asr.inference.ttt.views import Guides
-from lact_asr.modeling_hybrid_asr import HybridASRForCTC
+from lact_asr.transformers_ctc import takes_padding
 from lact_asr.ttt_parameters import output_features
 from lact_asr.wav2vec2_encoder import frames_mask
 
@@ -105,12 +105,11 @@ class Recogniser:
     @torch.no_grad()
     def _logits(self, recordings: Sequence[np.ndarray]) -> list[torch.Tensor]:
         """[T, V] of each recording."""
-        if isinstance(self.model, HybridASRForCTC):
+        if takes_padding(self.model):
             input_values, attention_mask = self._batch(recordings)
             output = self.model(input_values, attention_mask=attention_mask)
             rows = zip(output.logits, output.frame_lengths.tolist(), strict=True)
             return [logits[:length] for logits, length in rows]
-        # Several Transformers models let padding into their convolutions or norms.
         return [self.model(self._input_values(samples)).logits[0] for samples in recordings]
 
     def _batch(self, recordings: Sequence[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -24,7 +24,7 @@ from lact_asr.inference.ttt.settings import TTTSettings
 from lact_asr.inference.ttt.stage import GradientStage
 from lact_asr.inference.ttt.views import Guides, Rows
 from lact_asr.lact_layer import constant_updates
-from lact_asr.modeling_hybrid_asr import HybridASRForCTC
+from lact_asr.transformers_ctc import takes_padding
 from lact_asr.ttt_names import SEARCH
 from lact_asr.wav2vec2_encoder import frames_mask
 
@@ -173,8 +173,7 @@ class TestTimeTrainer:
             return False
         if any(s.chunk_size != -1 or s.optimizer == SEARCH or s.entropy_margin is not None for s in self.settings):
             return False
-        # Several Transformers models let padding into their convolutions or norms.
-        return not ragged or isinstance(self.model, HybridASRForCTC)
+        return not ragged or takes_padding(self.model)
 
     def _adapt_rows(
         self,

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import transformers
+from torch import nn
 from transformers import (
     AutoFeatureExtractor,
     AutoModelForCTC,
@@ -20,6 +21,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CTC_MAPPING
 
 from lact_asr.configuration_hybrid_asr import SAMPLE_RATE_HZ
 from lact_asr.errors import InputError
+from lact_asr.modeling_hybrid_asr import HybridASRForCTC
 from lact_asr.processing_hybrid_asr import HybridASRProcessor
 
 # Replaces masked frames in training; many checkpoints on the hub lack it.
@@ -61,6 +63,11 @@ def load_transformers_ctc(name_or_folder: str, config: PreTrainedConfig) -> tupl
     _check_characters(name_or_folder, processor)
     model.config.pad_token_id = _find_blank(name_or_folder, processor, config)
     return model.eval(), processor
+
+
+def takes_padding(model: nn.Module) -> bool:
+    """Whether each row of a padded batch gets what it gets alone: several models of Transformers let padding into their convolutions or norms."""
+    return isinstance(model, HybridASRForCTC)
 
 
 @contextmanager
